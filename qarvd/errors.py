@@ -1,0 +1,21 @@
+"""Errors a user can act on: each message says what came, what was expected and what to do."""
+
+
+class QarvdError(Exception):
+    """Base of every error this package raises for bad input."""
+
+
+class ShapeError(QarvdError):
+    """Tensors do not fit together."""
+
+
+class CheckpointError(QarvdError):
+    """A file is truncated, foreign, or lacks what its format needs."""
+
+
+class SettingError(QarvdError):
+    """A choice (recipe, schedule, command-line option) is outside what is supported."""
+
+
+class PromptError(QarvdError):
+    """A prompt cannot be understood by the model it is meant for."""

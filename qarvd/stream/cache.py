@@ -1,0 +1,119 @@
+"""The key/value cache of one stream: a sink that stays, a window that rolls, one codec behind one interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SettingError
+from ..wan.rope import rotate, time_shift
+
+
+class KVCache(ABC):
+    """Keys (already rotated) and values of the newest `frames` latent frames; the first `sink` are never evicted.
+
+    `begin` says which frames the next calls are about; calling it again for the same frames overwrites them,
+    which is what every denoising step of a chunk does. Frame f lives in slot f while the cache fills, and after
+    that in slot sink + (f - sink) mod (frames - sink), so nothing is ever moved. Attention does not mind the order.
+    """
+
+    def __init__(self, frames: int, sink: int = 0, sink_follows: bool = False) -> None:
+        """`sink_follows` keeps the sink at its distance from the window instead of at its absolute position."""
+        if frames < 1 or not 0 <= sink < frames:
+            raise SettingError(f"A window of {frames} latent frames with a sink of {sink} leaves no room to roll.")
+        self.frames, self.sink, self.sink_follows = frames, sink, sink_follows
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, and free it."""
+        self.start = self.end = self.frame_tokens = 0
+
+    def begin(self, start: int, frames: int, frame_tokens: int) -> None:
+        """Place the chunk of latent frames [start, start + frames), of `frame_tokens` tokens each."""
+        if frames > self.frames - (self.sink if start >= self.sink else 0):
+            raise SettingError(
+                f"A chunk of {frames} latent frames does not fit a window of {self.frames} with a sink of {self.sink}."
+            )
+        if start not in (self.start, self.end):
+            raise SettingError(f"The cache ends at latent frame {self.end}; a chunk cannot start at {start}.")
+        if start == self.end:
+            self._close()
+        self.start, self.end, self.frame_tokens = start, start + frames, frame_tokens
+
+    def _close(self) -> None:
+        """The chunk [self.start, self.end) is final."""
+
+    @property
+    def evicted(self) -> int:
+        """Latent frames that have left the window."""
+        return max(0, self.end - self.frames)
+
+    def _slots(self, start: int, end: int) -> Iterator[tuple[slice, slice]]:
+        """Token ranges (of the chunk, of the cache) that hold the frames [start, end)."""
+        n = self.frame_tokens
+        frame = start
+        while frame < end:
+            ring = self.frames - self.sink
+            slot = frame if frame < self.sink else self.sink + (frame - self.sink) % ring
+            run = min(end - frame, (self.sink if frame < self.sink else self.frames) - slot)
+            source = (frame - start) * n
+            yield slice(source, source + run * n), slice(slot * n, (slot + run) * n)
+            frame += run
+
+    @abstractmethod
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store the current chunk's key and value for `layer` and attend to all that is held.
+
+        All tensors are [batch, heads, tokens, head_dim].
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held by keys, values and scales."""
+
+
+class FloatCache(KVCache):
+    """Keys and values in the dtype they come in (16-bit on a GPU); attention reads views, never a copy."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._sink_keys: dict[int, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._pair(layer, key)
+        for source, slot in self._slots(self.start, self.end):
+            keys[:, :, slot], values[:, :, slot] = key[:, :, source], value[:, :, source]
+        if self.sink_follows and self.evicted:
+            self._move_sink(layer, keys)
+        held = min(self.end, self.frames) * self.frame_tokens
+        return F.scaled_dot_product_attention(query, keys[:, :, :held], values[:, :, :held])
+
+    def _pair(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._pairs:
+            batch, heads, _, head_dim = like.shape
+            shape = (batch, heads, self.frames * self.frame_tokens, head_dim)
+            self._pairs[layer] = (like.new_empty(shape), like.new_empty(shape))
+        return self._pairs[layer]
+
+    def _move_sink(self, layer: int, keys: Tensor) -> None:
+        tokens = self.sink * self.frame_tokens
+        if layer not in self._sink_keys:
+            self._sink_keys[layer] = keys[:, :, :tokens].clone()
+        keys[:, :, :tokens] = shift_in_time(self._sink_keys[layer], self.evicted)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [t for pair in self._pairs.values() for t in pair] + list(self._sink_keys.values())
+        return sum(t.nbytes for t in tensors)
+
+
+def shift_in_time(keys: Tensor, frames: int) -> Tensor:
+    """Rotated `keys` [batch, heads, tokens, head_dim] as if they stood `frames` latent frames later."""
+    turn = time_shift(torch.tensor([frames], device=keys.device), keys.shape[-1])
+    return rotate(keys, turn)

@@ -1,0 +1,109 @@
+"""Streaming sampling: denoise a chunk, write it clean into the cache, go on; a generator from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError, ShapeError
+from ..wan.config import WanConfig
+from ..wan.forward import TextCache, predict
+from .cache import KVCache
+from .noise import NoiseSource
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Latent frames generated together: `latents` [batch, channels, frames, height, width], clean."""
+
+    index: int
+    start: int
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model call: `clean` is its prediction of the finished chunk; the call that fills the cache is the last."""
+
+    chunk: int
+    index: int
+    timestep: float
+    clean: Tensor
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A model tree with the text and the cache of one stream."""
+
+    tree: Any
+    config: WanConfig
+    text: TextCache
+    cache: KVCache
+
+    def velocity(self, latents: Tensor, timestep: float, start: int) -> Tensor:
+        """Predicted velocity of the chunk that starts at latent frame `start`; its slot in the cache is overwritten."""
+        batch, _, frames, height, width = latents.shape
+        _, rows, columns = self.config.patch_size
+        if height % rows or width % columns:
+            raise ShapeError(f"Latents of {height}x{width} do not divide into patches of {rows}x{columns}.")
+        self.cache.begin(start, frames, height * width // (rows * columns))
+        times = torch.full((batch, frames), timestep, dtype=torch.float64, device=latents.device)
+        positions = torch.arange(start, start + frames, device=latents.device)
+        return predict(self.tree, self.config, latents, times, self.text, self.cache.attend, positions)
+
+
+def spans(frames: int | None, chunk_frames: int, start: int = 0) -> Iterator[range]:
+    """Cut latent frames into chunks; the last may be shorter; `frames=None` never ends."""
+    if chunk_frames < 1 or (frames is not None and frames < 1):
+        raise SettingError(f"{frames} latent frames in chunks of {chunk_frames}: both must be at least 1.")
+    if frames is None:
+        return (range(f, f + chunk_frames) for f in count(start, chunk_frames))
+    end = start + frames
+    return (range(f, min(f + chunk_frames, end)) for f in range(start, end, chunk_frames))
+
+
+@torch.no_grad()
+def stream(
+    denoiser: Denoiser,
+    noise: Iterable[Tensor],
+    schedule: Schedule,
+    fresh_noise: NoiseSource,
+    initial: Iterable[Tensor] = (),
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Iterator[Chunk]:
+    """Yield clean chunks, oldest first, one for each tensor of `noise` [batch, channels, frames, height, width].
+
+    `initial` chunks (an encoded image, the end of an earlier clip) are written into the cache and not yielded.
+    `fresh_noise` is drawn between steps. `on_step` sees every model call and may raise to stop.
+    """
+    denoiser.cache.reset()
+    start = index = 0
+
+    def clean_at(x: Tensor, timestep: float, step: int) -> Tensor:
+        velocity = denoiser.velocity(x, timestep, start)
+        clean = (x.double() - schedule.sigma(timestep) * velocity.double()).to(x.dtype)
+        on_step(Step(index, step, timestep, clean))
+        return clean
+
+    try:
+        for latents in initial:
+            clean_at(latents, 0.0, 0)
+            start, index = start + latents.shape[2], index + 1
+        for x in noise:
+            timesteps = schedule.of_chunk(index)
+            for step, timestep in enumerate(timesteps):
+                if step:
+                    sigma = schedule.sigma(timestep)
+                    x = (1 - sigma) * x + sigma * fresh_noise(x.shape)
+                x = clean_at(x, timestep, step)
+            clean_at(x, schedule.context_noise, len(timesteps))
+            yield Chunk(index, start, x)
+            start, index = start + x.shape[2], index + 1
+    finally:
+        denoiser.cache.reset()

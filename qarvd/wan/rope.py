@@ -1,0 +1,57 @@
+"""Rotary position embedding in three axes: angles in float64, so that no stream is too long for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+THETA = 10_000.0
+
+
+def axis_pairs(head_dim: int) -> tuple[int, int, int]:
+    """Rotated pairs given to time, height and width, e.g. 22, 21, 21 at head_dim 128 (Wan, `rope_params`)."""
+    pairs = head_dim // 2
+    side = pairs // 3
+    return pairs - 2 * side, side, side
+
+
+def _axis_angles(positions: Tensor, pairs: int) -> Tensor:
+    """Angles of one axis: `positions` [n] -> [n, pairs], float64."""
+    exponent = torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs
+    return positions.to(torch.float64)[:, None] * THETA**-exponent
+
+
+def rotation(angles: Tensor) -> Tensor:
+    """Float32 [..., pairs, 2] of cosine and sine of float64 `angles` [..., pairs]."""
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def grid_rotation(frames: Tensor, height: int, width: int, head_dim: int) -> Tensor:
+    """Rotation of every token of a grid: [frames * height * width, head_dim / 2, 2], float32.
+
+    `frames` [n] holds the absolute latent frame index of each frame; height and width count patches.
+    """
+    time, rows, columns = axis_pairs(head_dim)
+    n = len(frames)
+    device = frames.device
+    parts = [
+        _axis_angles(frames, time)[:, None, None].expand(n, height, width, time),
+        _axis_angles(torch.arange(height, device=device), rows)[None, :, None].expand(n, height, width, rows),
+        _axis_angles(torch.arange(width, device=device), columns)[None, None].expand(n, height, width, columns),
+    ]
+    return rotation(torch.cat(parts, dim=-1).reshape(n * height * width, head_dim // 2))
+
+
+def time_shift(frames: Tensor, head_dim: int) -> Tensor:
+    """Rotation that moves keys by `frames` [n] latent frames in time: [n, head_dim / 2, 2], float32."""
+    time, rows, columns = axis_pairs(head_dim)
+    still = torch.zeros(len(frames), rows + columns, dtype=torch.float64, device=frames.device)
+    return rotation(torch.cat([_axis_angles(frames, time), still], dim=-1))
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of `x` [..., head_dim] by `turn` [..., head_dim / 2, 2], in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = turn.unbind(-1)
+    turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
