@@ -1,0 +1,23 @@
+"""Bit-widths as data: each file of this folder defines one `CODEC`; the file's name is the codec's."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .codec import Codec
+
+CODECS: dict[str, Codec] = {
+    name: import_module(f".{name}", __name__).CODEC
+    for name in (module.name for module in iter_modules(__path__))
+    if name != "codec"
+}
+"""Every codec by name."""
+
+
+def codec_of(bits: int) -> Codec:
+    """The codec of `bits` bits."""
+    return next(codec for codec in CODECS.values() if codec.bits == bits)
+
+
+__all__ = ["CODECS", "Codec", "codec_of"]

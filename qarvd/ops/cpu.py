@@ -1,0 +1,106 @@
+"""The linear on a CPU through oneDNN's 8-bit products: within half a unit of the normal range of the reference.
+
+Activations are handed over as unsigned bytes around 128. On processors without VNNI, oneDNN adds pairs of products
+in 16 bits, which saturates silently for weights beyond 64; a start-up probe tells, and 8-bit weights then run as whole
+numbers in float32, in pieces of the input that float32 sums exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import Backend, QuantizedActivation, Run
+from .weight import QuantizedWeight
+
+EXACT_COLUMNS = 1040
+"""Products of two 8-bit codes that float32 sums without rounding: 1040 * 127 * 127 < 2^24."""
+
+Product = Callable[[Tensor], Tensor]
+"""Codes int8 [M, K] -> float32 [M, N], the integer product times the weight's scale."""
+
+
+def refuses(weight: QuantizedWeight) -> str | None:
+    """Why the CPU backend can't run `weight`."""
+    if weight.codes.device.type != "cpu":
+        return f"the weight is on {weight.codes.device}"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    return None
+
+
+def _caveat(weight: QuantizedWeight) -> str | None:
+    if weight.codec.bits < 8 or sums_exactly():
+        return None
+    return "This processor lacks 8-bit dot products (VNNI): 8-bit weights run at about 0.6 of full-precision speed."
+
+
+def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:
+    """Lay the two ranges out for oneDNN; codes of fewer than 8 bits grow to a byte each here."""
+    codes = weight.codec.unpack(weight.codes)
+    n = weight.split.n_outlier
+    normal = _product(codes[:, n:], weight.scale[:, 1], weight.codec.bits)
+    outlier = _product(codes[:, :n], weight.scale[:, 0], weight.codec.bits) if n else None
+    shift = None if weight.zero is None else weight.scale * weight.zero.float()  # [N, 2]
+    added = None if bias is None else bias.float()
+
+    def run(x: QuantizedActivation) -> Tensor:
+        out = normal(x.codes[:, n:]).mul_(x.scale[:, 1:])
+        if outlier is not None:
+            out.addcmul_(outlier(x.codes[:, :n]), x.scale[:, :1])
+        if shift is not None:
+            out.addmm_(x.scale * x.sums, shift.T, alpha=-1)
+        if added is not None:
+            out.add_(added)
+        return out.to(x.dtype)
+
+    return run
+
+
+def _product(codes: Tensor, scale: Tensor, bits: int) -> Product:
+    if bits < 8 or sums_exactly():
+        return _byte_product(codes, scale)
+    return _whole_float_product(codes, scale)
+
+
+def _byte_product(codes: Tensor, scale: Tensor) -> Product:
+    packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    zeros = torch.zeros(len(codes), dtype=torch.int64)
+    scale = scale.contiguous()
+
+    def product(x: Tensor) -> Tensor:
+        unsigned = x.view(torch.uint8) ^ 128
+        return torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, 128, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    return product
+
+
+def _whole_float_product(codes: Tensor, scale: Tensor) -> Product:
+    pieces = codes.split(EXACT_COLUMNS, dim=1)
+
+    def product(x: Tensor) -> Tensor:
+        first, *others = (
+            F.linear(a.float(), b.float()) for a, b in zip(x.split(EXACT_COLUMNS, dim=1), pieces, strict=True)
+        )
+        total = first.int()
+        for other in others:
+            total += other.int()
+        return total.float().mul_(scale)
+
+    return product
+
+
+@cache
+def sums_exactly() -> bool:
+    """Whether oneDNN's products of the largest 8-bit codes are exact on this processor."""
+    codes = torch.full((16, 64), 127, dtype=torch.int8)
+    return bool((_byte_product(codes, torch.ones(16))(codes[:1]) == 64 * 127 * 127).all())
+
+
+CPU = Backend("cpu", refuses, prepare, _caveat)

@@ -1,0 +1,65 @@
+"""A linear layer that stores packed codes only and multiplies them as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import library
+from .backend import Backend, QuantizedActivation, Run, choose
+from .weight import QuantizedWeight
+
+
+class QuantizedLinear(nn.Module):
+    """`F.linear` on a QuantizedWeight, with activations quantized per token and range at each call."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._order = None if not weight.split.n_outlier else weight.split.order
+        self._run: Run | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """Who runs this layer where its weight lies."""
+        return choose(self.weight)
+
+    def prepare(self) -> None:
+        """Do now all that the first call would have to allocate or load."""
+        if self._run is None:
+            self._run = self.backend.prepare(self.weight, self.bias)
+
+    def quantize(self, x: Tensor, guard: float) -> QuantizedActivation:
+        """Quantize `x` [..., in] for this layer, and for others with its split and at most this guard."""
+        parts = library.quantize_activation(x, self._order, self.weight.split.n_outlier, guard)
+        return QuantizedActivation(*parts, x.shape, x.dtype)
+
+    def share_input(self, x: Tensor, linears: Sequence[nn.Module]) -> Tensor | QuantizedActivation:
+        """`x` quantized once for all of `linears`, where they are quantized with one split."""
+        weights = [linear.weight for linear in linears if isinstance(linear, QuantizedLinear)]
+        if len(weights) < len(linears) or any(w.split != self.weight.split for w in weights):
+            return x
+        return self.quantize(x, max(w.guard for w in weights))
+
+    def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
+        self.prepare()
+        assert self._run is not None
+        if isinstance(x, Tensor):
+            x = self.quantize(x, self.weight.guard)
+        return self._run(x).view(*x.shape[:-1], -1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        """Follow `.to(device)`; codes and scales keep their dtypes."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self.weight.codes.device)).device
+        self.weight, self._run = self.weight.to(device), None
+        self._order = None if self._order is None else self._order.to(device)
+        return self
+
+    def extra_repr(self) -> str:
+        out, channels = self.weight.shape
+        split = self.weight.split
+        return f"{channels} -> {out}, {self.weight.codec.bits} bits, {split.n_outlier} outlier channels"

@@ -1,0 +1,163 @@
+"""What each op means, to the bit, in plain torch. Every other backend is a faster twin of this file.
+
+Shapes: M rows (tokens), K input channels, N output channels; the first `n_outlier` columns of the kernel's column
+order are the outlier range, the others the normal range.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .codecs import codec_of
+
+QMAX = 127
+TINY = 1e-12
+"""Scales are never below this, so that an all-zero row has codes 0 and a finite inverse."""
+
+
+def symmetric_scale(absmax: Tensor) -> Tensor:
+    """Step of signed 8-bit codes that reach `absmax`, float32."""
+    return (absmax.float() * (1.0 / QMAX)).clamp_min(TINY)
+
+
+def to_codes(x: Tensor, scale: Tensor) -> Tensor:
+    """One division per scale, a float32 product, round half to even, clamp to +-127."""
+    return (x.float() * (1.0 / scale)).round().clamp(-QMAX, QMAX).to(torch.int8)
+
+
+def quantize_activation(
+    x: Tensor, order: Tensor | None, n_outlier: int, guard: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Permute columns and quantize each token in two ranges.
+
+    `x` [..., K] float; `order` int [K], the input column of each kernel column (None: as they are); `guard` is the
+    least ratio of the normal to the outlier scale that keeps the linear's accumulator below 2^30.
+    Returns codes int8 [M, K], scales float32 [M, 2] (outlier, normal; 0 where there is no outlier range), and the sum
+    of the codes of each range, int32 [M, 2].
+    """
+    rows = x.reshape(-1, x.shape[-1]).float()
+    if order is not None:
+        rows = rows.gather(1, order.long().expand(len(rows), -1))  # several times faster than indexing on a CPU
+    outlier, normal = rows[:, :n_outlier], rows[:, n_outlier:]
+    normal_scale = symmetric_scale(normal.abs().amax(1, keepdim=True))
+    if n_outlier:
+        outlier_scale = symmetric_scale(outlier.abs().amax(1, keepdim=True))
+        normal_scale = torch.maximum(normal_scale, outlier_scale * guard)
+    else:
+        outlier_scale = torch.zeros_like(normal_scale)
+    parts = [to_codes(normal, normal_scale)]
+    if n_outlier:
+        parts.insert(0, to_codes(outlier, outlier_scale))
+    codes = torch.cat(parts, dim=1)
+    sums = torch.stack([part.sum(1, dtype=torch.int32) for part in (codes[:, :n_outlier], codes[:, n_outlier:])], dim=1)
+    return codes, torch.cat([outlier_scale, normal_scale], dim=1), sums
+
+
+def dual_scale_linear(
+    codes: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    n_outlier: int,
+    bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Multiply quantized tokens by quantized weights: one K loop, rescaled once where the ranges meet.
+
+    `codes`, `scale`, `sums` come from `quantize_activation`; `weight` holds the packed codes of [N, K] in the
+    codec of `bits` bits, `weight_scale` float32 [N, 2], `weight_zero` int8 [N, 2], `bias` [N]. Returns [M, N] of
+    `dtype`.
+
+    The outlier range is accumulated first; then the accumulator becomes rint(float(acc) * ratio), the ratio being
+    that of the two ranges' scales, and the normal range is added to it. Epilogue, float32, in this order: product of
+    the normal scales, product with the accumulator, zero points, bias.
+    """
+    codec = codec_of(bits)
+    weight, unit = codec.unpack(weight), codec.unit
+    outlier_x, normal_x = scale.unbind(1)
+    outlier_w, normal_w = weight_scale.unbind(1)
+    total = _integer_product(codes[:, n_outlier:], weight[:, n_outlier:]) * unit
+    if n_outlier:
+        first = _integer_product(codes[:, :n_outlier], weight[:, :n_outlier]) * unit
+        ratio = (outlier_x / normal_x)[:, None] * (outlier_w / normal_w)
+        total = (first.float() * ratio).round().long() + total
+    out = total.float() * (normal_x[:, None] * (normal_w * (1.0 / unit)))
+    if weight_zero is not None:
+        outlier_zero, normal_zero = weight_zero.float().unbind(1)
+        shift = (normal_x * sums[:, 1])[:, None] * (normal_w * normal_zero)
+        if n_outlier:
+            shift = (outlier_x * sums[:, 0])[:, None] * (outlier_w * outlier_zero) + shift
+        out = out - shift
+    if bias is not None:
+        out = out + bias.float()
+    return out.to(dtype)
+
+
+def _integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """a [M, K] @ b [N, K]^T of integers, exact: float64 holds every partial sum."""
+    return (a.double() @ b.double().T).long()
+
+
+def kv_append(
+    key: Tensor,
+    value: Tensor,
+    key_offset: Tensor | None,
+    key_codes: Tensor,
+    key_scale: Tensor,
+    value_codes: Tensor,
+    value_scale: Tensor,
+    position: int,
+) -> None:
+    """Quantize tokens into a ring: token i goes to slot (position + i) mod capacity; nothing else changes.
+
+    `key` (rotated) and `value` [batch, heads, tokens, head_dim]; codes int8 [batch, heads, capacity, head_dim];
+    scales float32 [batch, heads, capacity], one per token and head; `key_offset` [batch, heads, head_dim] is taken off
+    every key first (the same in `kv_attention`).
+    """
+    capacity, tokens = key_codes.shape[2], key.shape[2]
+    slots = torch.arange(position, position + tokens, device=key.device) % capacity
+    if key_offset is not None:
+        key = key.float() - key_offset.float().unsqueeze(2)
+    for x, x_codes, x_scale in ((key, key_codes, key_scale), (value, value_codes, value_scale)):
+        step = symmetric_scale(x.abs().amax(-1))
+        x_scale[:, :, slots] = step
+        x_codes[:, :, slots] = to_codes(x, step.unsqueeze(-1))
+
+
+def kv_attention(
+    query: Tensor,
+    key_codes: Tensor,
+    key_scale: Tensor,
+    value_codes: Tensor,
+    value_scale: Tensor,
+    length: int,
+    key_offset: Tensor | None,
+    sink_key: Tensor | None,
+    sink_value: Tensor | None,
+    new_key: Tensor | None,
+    new_value: Tensor | None,
+) -> Tensor:
+    """Attend to the first `length` slots of an int8 ring, and to a sink and a newest chunk held in floating point.
+
+    `query` [batch, heads, M, head_dim]; ring tensors as in `kv_append`; sink and new [batch, heads, n, head_dim].
+    Query codes (int8, a scale per token and head) meet the ring's keys as integers; scores, softmax and the product
+    with the values are float32. Returns the shape and dtype of `query`.
+    """
+    wide = query.float()
+    step = symmetric_scale(wide.abs().amax(-1, keepdim=True))
+    dots = to_codes(wide, step).float() @ key_codes[:, :, :length].float().mT  # exact: below 2^24
+    scores = [dots * (step * key_scale[:, :, None, :length])]
+    values = [value_codes[:, :, :length].float() * value_scale[:, :, :length, None]]
+    for key, value in ((sink_key, sink_value), (new_key, new_value)):
+        if key is not None and value is not None:
+            shifted = key.float() if key_offset is None else key.float() - key_offset.float().unsqueeze(2)
+            scores.append(wide @ shifted.mT)
+            values.append(value.float())
+    weights = (torch.cat(scores, dim=-1) * (1.0 / math.sqrt(query.shape[-1]))).softmax(-1)
+    return (weights @ torch.cat(values, dim=2)).to(query.dtype)

@@ -1,0 +1,71 @@
+"""Checkpoint families as data: how each was distilled, and so how it must be streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import SettingError
+from .cache import FloatCache, KVCache
+from .int8_cache import Int8Cache
+from .schedule import Schedule
+
+CACHES: dict[str, type[KVCache]] = {"16-bit": FloatCache, "int8": Int8Cache}
+"""Cache codecs by name; 16-bit keeps the model's own dtype."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One family: frames are latent frames, steps are nominal timesteps."""
+
+    chunk_frames: int
+    steps: tuple[int, ...]
+    shift: float = 5.0
+    warp: bool = True
+    first_steps: tuple[int, ...] | None = None
+    window: int | None = None
+    """Latent frames that stay in the cache, the sink and the current chunk included; None: the whole clip."""
+    sink: int = 0
+    sink_follows: bool = False
+    """Whether the sink keeps its distance to the window (relative positions) or its absolute position."""
+    context_noise: float = 0.0
+    trained_frames: int = 21
+    """Length that the family was trained on."""
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.from_steps(self.steps, self.shift, self.warp, self.first_steps, self.context_noise)
+
+    def cache(self, frames: int | None, codec: str = "16-bit") -> KVCache:
+        """A cache for a clip of `frames` latent frames, or for an endless one. Raises SettingError without a window."""
+        if codec not in CACHES:
+            raise SettingError(f"There is no cache codec {codec!r}; choose from {', '.join(CACHES)}.")
+        held = self.window or frames
+        if held is None:
+            raise SettingError("An endless stream needs a window: give the number of latent frames to keep.")
+        if frames is not None:
+            held = min(held, frames)
+        sink = self.sink if self.sink < held else 0
+        return CACHES[codec](max(held, self.chunk_frames), sink, self.sink_follows)
+
+
+_FOUR = (1000, 750, 500, 250)
+
+PRESETS: dict[str, Preset] = {
+    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True, trained_frames=24),
+    "self-forcing": Preset(3, _FOUR),
+    "causal-forcing": Preset(3, _FOUR),
+    "causal-forcing-framewise": Preset(1, _FOUR),
+    "causal-forcing-2-step": Preset(3, (1000, 500)),
+    "causal-forcing-1-step": Preset(3, (1000,), first_steps=_FOUR),
+    "causvid": Preset(3, (1000, 757, 522), shift=8.0, warp=False),
+    "longlive": Preset(3, _FOUR, window=12, sink=3),
+    "streamdiffusion-v2": Preset(1, (700, 500, 400, 200), shift=8.0, warp=False, window=6, sink=3),
+}
+"""Families by name (published configurations)."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`. Raises SettingError, listing those there are."""
+    if name not in PRESETS:
+        raise SettingError(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
+    return PRESETS[name]
