@@ -35,10 +35,13 @@ class Recipe:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise SettingError(f"The recipe is not JSON: {error}.") from error
-        known = {f.name: f for f in fields(cls)}
-        if not isinstance(values, dict) or (unknown := set(values) - set(known)):
-            came = sorted(unknown) if isinstance(values, dict) else text
-            raise SettingError(f"The recipe holds {came}, which this version does not know; it knows {sorted(known)}.")
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict):
+            raise SettingError(f"The recipe is {text}; a JSON object was expected.")
+        if unknown := sorted(set(values) - known):
+            raise SettingError(
+                f"The recipe holds {unknown}, which this version does not know; it knows {sorted(known)}."
+            )
         if "keep" in values:
             values["keep"] = tuple(values["keep"])
         return cls(**values)

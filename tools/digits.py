@@ -20,11 +20,11 @@ class Glyphs:
     """All 1,797 digits in a fixed shuffled order: `images` [n, 16, 16] in 0..1, `labels` [n]."""
 
     def __init__(self) -> None:
-        bunch = load_digits()
-        order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
-        small = torch.tensor(bunch.images, dtype=torch.float32)[order, None] / 16
+        images, labels = load_digits(return_X_y=True)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        small = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8)[order] / 16
         self.images = F.interpolate(small, size=GLYPH, mode="bicubic").clamp(0, 1)[:, 0]
-        self.labels = torch.tensor(bunch.target)[order]
+        self.labels = torch.tensor(labels)[order]
         self._of_digit = [torch.nonzero(self.labels[:SEEN] == d)[:, 0] for d in range(10)]
 
     def pick(self, prompts: Sequence[Prompt], generator: torch.Generator) -> Tensor:

@@ -176,7 +176,8 @@ def main() -> None:
         step += 1
         keep = min(0.998, step / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(tree.parameters()), 1 - keep)
+            for mean, value in zip(average.parameters(), tree.parameters(), strict=True):
+                mean.lerp_(value, 1 - keep)
         seconds += time.perf_counter() - began
         losses.append(loss.item())
         if step % 50 == 0:

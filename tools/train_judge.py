@@ -48,7 +48,9 @@ def main() -> None:
     with torch.no_grad():
         accuracy = (reader(crops(view(unseen))).argmax(1) == glyphs.labels[unseen]).float().mean().item()
     print(f"judge: {accuracy:.4f} on {len(glyphs.labels) - SEEN} unseen digits at 10 random places each")
-    metadata = {"judge": json.dumps({"accuracy_on_unseen_digits": accuracy, "unseen_digits": len(glyphs.labels) - SEEN})}
+    metadata = {
+        "judge": json.dumps({"accuracy_on_unseen_digits": accuracy, "unseen_digits": len(glyphs.labels) - SEEN})
+    }
     save_file({k: v.contiguous() for k, v in reader.state_dict().items()}, args.out, metadata)
 
 

@@ -70,8 +70,8 @@ def parse(text: str) -> Prompt:
     match = _SENTENCE.fullmatch(" ".join(text.lower().split()).rstrip("."))
     if not match:
         raise PromptError(
-            f"The demo model does not understand {text!r}. It knows: a DIGIT moving DIRECTION [SPEED] [from the PLACE], "
-            f"such as 'a 7 moving left fast'; digits 0 to 9; directions {', '.join(DIRECTIONS)}; "
+            f"The demo model does not understand {text!r}. It knows: a DIGIT moving DIRECTION [SPEED] "
+            f"[from the PLACE], such as 'a 7 moving left fast'; digits 0 to 9; directions {', '.join(DIRECTIONS)}; "
             f"speeds {', '.join(SPEEDS)}; places {', '.join(STARTS)}."
         )
     return Prompt(

@@ -34,8 +34,8 @@ class QuantizedLinear(nn.Module):
 
     def quantize(self, x: Tensor, guard: float) -> QuantizedActivation:
         """Quantize `x` [..., in] for this layer, and for others with its split and at most this guard."""
-        parts = library.quantize_activation(x, self._order, self.weight.split.n_outlier, guard)
-        return QuantizedActivation(*parts, x.shape, x.dtype)
+        codes, scale, sums = library.quantize_activation(x, self._order, self.weight.split.n_outlier, guard)
+        return QuantizedActivation(codes, scale, sums, x.shape, x.dtype)
 
     def share_input(self, x: Tensor, linears: Sequence[nn.Module]) -> Tensor | QuantizedActivation:
         """`x` quantized once for all of `linears`, where they are quantized with one split."""

@@ -28,9 +28,7 @@ def to_codes(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() * (1.0 / scale)).round().clamp(-QMAX, QMAX).to(torch.int8)
 
 
-def quantize_activation(
-    x: Tensor, order: Tensor | None, n_outlier: int, guard: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, Tensor, Tensor]:
     """Permute columns and quantize each token in two ranges.
 
     `x` [..., K] float; `order` int [K], the input column of each kernel column (None: as they are); `guard` is the

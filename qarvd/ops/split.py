@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +30,7 @@ class ChannelSplit:
                 f"{len(chosen)} outliers of {self.channels} input channels: both must be multiples of {ALIGNMENT}, "
                 "and at most half of the channels can be outliers."
             )
-        if any(a >= b for a, b in zip(chosen, chosen[1:], strict=False)) or not set(chosen) <= set(
-            range(self.channels)
-        ):
+        if any(a >= b for a, b in itertools.pairwise(chosen)) or not set(chosen) <= set(range(self.channels)):
             raise ShapeError(f"Outlier channels must ascend and lie within 0 to {self.channels - 1}: {chosen}.")
 
     @classmethod

@@ -70,9 +70,7 @@ def quantize_tree(
     codec = codec_of(recipe.weight_bits)
     reports = []
     for names in linear_groups(num_layers):
-        linears = [tree.get_submodule(name) for name in names]
-        for name, linear in zip(names, linears, strict=True):
-            _check(name, linear)
+        linears = [_linear(tree, name) for name in names]
         weights = [linear.weight for linear in linears]
         reason = _reason_to_keep(names, weights[0], recipe)
         split = None if reason else choose_split(weights, recipe)
@@ -83,15 +81,18 @@ def quantize_tree(
                 reports.append(LayerReport(name, shape, 0, 8 * weight.element_size(), weight.nbytes, 0.0, reason))
             else:
                 quantized = ROUNDING[recipe.rounding](weight, split, codec)
-                error = (quantized.dequantize() - weight.float()).square().sum() / weight.float().square().sum()
+                error = relative_error(weight, quantized.dequantize())
                 tree.set_submodule(name, QuantizedLinear(quantized, linear.bias))
-                reports.append(
-                    LayerReport(
-                        name, quantized.shape, split.n_outlier, codec.bits, quantized.nbytes, float(error.nan_to_num())
-                    )
-                )
+                n, size = split.n_outlier, quantized.nbytes
+                reports.append(LayerReport(name, quantized.shape, n, codec.bits, size, error))
             on_layer(name)
     return reports
+
+
+def relative_error(weight: Tensor, other: Tensor) -> float:
+    """Squared difference over the squared weight; 0 where both are all zeros."""
+    weight, other = weight.float(), other.float()
+    return float(((weight - other).square().sum() / weight.square().sum()).nan_to_num())
 
 
 def _reason_to_keep(names: Sequence[str], weight: Tensor, recipe: Recipe) -> str | None:
@@ -102,9 +103,11 @@ def _reason_to_keep(names: Sequence[str], weight: Tensor, recipe: Recipe) -> str
     return None
 
 
-def _check(name: str, linear: nn.Module) -> None:
+def _linear(tree: nn.Module, name: str) -> nn.Linear:
+    linear = tree.get_submodule(name)
     if isinstance(linear, QuantizedLinear):
         raise CheckpointError(f"{name} is already quantized; start from the full-precision checkpoint.")
     assert isinstance(linear, nn.Linear), name
     if not torch.isfinite(linear.weight).all():
         raise CheckpointError(f"{name}.weight holds NaN or infinite values; the checkpoint is damaged.")
+    return linear

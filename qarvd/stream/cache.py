@@ -44,8 +44,8 @@ class KVCache(ABC):
             self._close()
         self.start, self.end, self.frame_tokens = start, start + frames, frame_tokens
 
-    def _close(self) -> None:
-        """The chunk [self.start, self.end) is final."""
+    def _close(self) -> None:  # noqa: B027
+        """Called when the chunk [self.start, self.end) is final, before the next one begins."""
 
     @property
     def evicted(self) -> int:

@@ -13,7 +13,9 @@ NoiseSource = Callable[[Sequence[int]], Tensor]
 """Called with a shape [batch, channels, frames, height, width], returns standard normal noise of that shape."""
 
 
-def from_seeds(seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> NoiseSource:
+def from_seeds(
+    seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> NoiseSource:
     """One generator per sample, on the CPU, so that a sample is the same in any batch and on any device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,8 +39,8 @@ class Schedule:
         for steps in (self.timesteps, self.first_timesteps):
             if steps is None:
                 continue
-            falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
-            if not steps or not falling or not 0 < steps[-1] or not steps[0] <= STEPS:
+            falling = all(a > b for a, b in itertools.pairwise(steps))
+            if not steps or not falling or not steps[-1] > 0 or not steps[0] <= STEPS:
                 raise SettingError(f"The denoising steps {list(steps)} must fall from at most 1000 to above 0.")
         if not 0 <= self.context_noise <= STEPS:
             raise SettingError(f"The context noise is {self.context_noise}; it is a timestep from 0 to 1000.")

@@ -14,7 +14,7 @@ CLIPS = tuple(1 - 0.02 * i for i in range(26))
 LEAST_SCALE = 1e-12
 
 
-def ROUND(weight: Tensor, split: ChannelSplit, codec: Codec) -> QuantizedWeight:  # noqa: N802
+def ROUND(weight: Tensor, split: ChannelSplit, codec: Codec) -> QuantizedWeight:
     """Quantize `weight` [out, in] symmetrically."""
     columns = weight.detach().float()[:, split.order.to(weight.device)]
     outlier, normal = columns[:, : split.n_outlier], columns[:, split.n_outlier :]

@@ -1,0 +1,1 @@
+"""Checkpoint files: recognise, normalise, read, write, verify."""

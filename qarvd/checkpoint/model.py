@@ -1,0 +1,150 @@
+"""A loaded model, and how it becomes a file again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..files import replacing
+from ..ops.linear import QuantizedLinear
+from ..recipe import Recipe
+from ..stream.presets import PRESETS, Preset, find_preset
+from ..wan.config import WanConfig
+from ..wan.tree import WanTree
+from .quantized import quantized_names, read_linear, write_linear
+from .read import Contents, read
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Wan tree with all that is needed to stream it and to write it."""
+
+    tree: WanTree
+    config: WanConfig
+    preset_name: str
+    dtypes: Mapping[str, torch.dtype]
+    """The dtype in which the file holds each tensor."""
+    recipe: Recipe | None = None
+    notes: Mapping[str, object] = field(default_factory=dict)
+    """The rest of the file's `qarvd` metadata."""
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS[self.preset_name]
+
+
+def load(path: Path, preset: str | None = None) -> Model:
+    """Read a causal Wan checkpoint, quantized or not, keeping its dtypes.
+
+    `preset` names the family of a file that does not say so itself. Raises CheckpointError, naming the tensors, where
+    some are missing, extra, or of another shape or dtype.
+    """
+    contents = read(path)
+    transformer = contents.json("config").get("transformer", {})
+    ours = contents.json("qarvd")
+    if preset is None:
+        preset = ours.get("preset")
+    if preset is None:
+        raise CheckpointError(
+            f"{path} does not say which family it belongs to, and from its tensors a bidirectional Wan model looks the "
+            f"same as an autoregressive one. If it is autoregressive, name its family with --preset: "
+            f"{', '.join(PRESETS)}."
+        )
+    find_preset(preset)
+    tensors = contents.tensors
+    if "checksum" in ours and ours["checksum"] != checksum(tensors):
+        raise CheckpointError(f"The tensors of {path} do not match its checksum; the file is damaged. Get it again.")
+
+    weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
+    shapes = {key: tuple(t.shape) for key, t in tensors.items()}
+    shapes |= {f"{name}.weight": weight.shape for name, weight in weights.items()}
+    config = WanConfig.from_shapes(shapes, transformer)
+    with torch.device("meta"):
+        tree = WanTree(config)
+    _check(contents, tree, shapes, set(weights))
+    for name, weight in weights.items():
+        bias = tensors.get(f"{name}.bias")
+        tree.set_submodule(name, QuantizedLinear(weight, bias))
+    tree.load_state_dict(tensors, strict=True, assign=True)
+    tree.requires_grad_(False).eval()
+    recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
+    notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
+    return Model(tree, config, preset, {key: t.dtype for key, t in tensors.items()}, recipe, notes)
+
+
+def _check(contents: Contents, tree: nn.Module, shapes: Mapping[str, tuple[int, ...]], quantized: set[str]) -> None:
+    expected = {key: tuple(t.shape) for key, t in tree.state_dict().items()}
+    missing, extra = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
+    if missing or extra:
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(extra)} too many"] * bool(extra)
+        raise CheckpointError(f"{contents.path} {' and '.join(parts)}; it is not a whole text-to-video Wan model.")
+    for key, shape in shapes.items():
+        if shape != expected[key]:
+            raise CheckpointError(f"{key} of {contents.path} has shape {shape}; {expected[key]} was expected.")
+    for key, tensor in contents.tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{key} of {contents.path} is {tensor.dtype}; float16, bfloat16 or float32 was expected"
+                f"{'' if quantized else '. Start from the full-precision checkpoint'}."
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def state_tensors(model: Model) -> dict[str, Tensor]:
+    """All tensors of the file, in the file's dtypes; matrices that came in float32 become bfloat16."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in model.tree.named_modules():
+        if isinstance(module, QuantizedLinear):
+            tensors.update(write_linear(name, module.weight))
+    for key, tensor in model.tree.state_dict().items():
+        dtype = model.dtypes.get(key, tensor.dtype)
+        if dtype == torch.float32 and key.endswith(".weight") and tensor.ndim > 1:
+            dtype = torch.bfloat16
+        tensors[key] = tensor.to(dtype)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def save(model: Model, path: Path) -> None:
+    """Write `model` as safetensors, to a temporary name first."""
+    tensors = state_tensors(model)
+    about = {
+        "preset": model.preset_name,
+        "recipe": json.loads(model.recipe.to_json()) if model.recipe else None,
+        **model.notes,
+        "versions": {"qarvd": __version__, "torch": version("torch"), "format": 1},
+        "checksum": checksum(tensors),
+    }
+    metadata = {
+        "config": json.dumps({"transformer": model.config.transformer_metadata()}),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "wan2.1-causal",
+        "modelspec.title": path.stem,
+        "modelspec.implementation": "qarvd",
+        "qarvd": json.dumps(about),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""The file format of quantized linears, both ways (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..ops.codecs import CODECS
+from ..ops.split import ChannelSplit
+from ..ops.weight import LEAST_RATIO, QuantizedWeight
+
+MARKER = "comfy_quant"
+FORMATS = {codec.format: codec for codec in CODECS.values()}
+"""Codecs by the name of their file format."""
+
+_PARTS = {"weight_scale": torch.float32, "weight_outlier_idx": torch.int32, "weight_zero": torch.int8}
+
+
+def write_linear(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that store one quantized linear, its bias apart."""
+    yield f"{name}.weight", weight.codes
+    yield f"{name}.weight_scale", weight.scale
+    yield f"{name}.weight_outlier_idx", torch.tensor(weight.split.outliers, dtype=torch.int32)
+    if weight.zero is not None:
+        yield f"{name}.weight_zero", weight.zero
+    marker = json.dumps({"format": weight.codec.format}).encode()
+    yield f"{name}.{MARKER}", torch.tensor(list(marker), dtype=torch.uint8)
+
+
+def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the linears that carry a marker."""
+    return [key.removesuffix(f".{MARKER}") for key in tensors if key.endswith(f".{MARKER}")]
+
+
+def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
+    """Take one quantized linear's tensors out of `tensors`. Raises CheckpointError where they are not as specified."""
+    marker = tensors.pop(f"{name}.{MARKER}")
+    try:
+        declared = json.loads(bytes(marker.tolist()))["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.") from error
+    if declared not in FORMATS:
+        raise CheckpointError(f"{name} is stored as {declared!r}; this version reads {', '.join(FORMATS)}.")
+    codec = FORMATS[declared]
+    missing = [part for part in ("weight", "weight_scale", "weight_outlier_idx") if f"{name}.{part}" not in tensors]
+    if missing:
+        raise CheckpointError(f"{name} is marked {declared} but lacks {', '.join(f'{name}.{p}' for p in missing)}.")
+    codes = tensors.pop(f"{name}.weight")
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
+    stored = torch.int8 if codec.bits == 8 else torch.uint8
+    for part, tensor, dtype in (("weight", codes, stored), *((p, parts[p], d) for p, d in _PARTS.items())):
+        if tensor is not None and tensor.dtype != dtype:
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {declared} stores it as {dtype}.")
+    scale, outliers = parts["weight_scale"], parts["weight_outlier_idx"]
+    assert scale is not None and outliers is not None
+    split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()))
+    weight = QuantizedWeight(codec, split, codes, scale, parts["weight_zero"])
+    if not (torch.isfinite(scale).all() and (scale > 0).all() and (scale[:, 1] >= scale[:, 0] * LEAST_RATIO).all()):
+        raise CheckpointError(
+            f"{name}.weight_scale must be finite and positive, the normal scale at least 1/256 of the outlier scale."
+        )
+    return weight

@@ -1,0 +1,76 @@
+"""Read the tensors of a checkpoint file, of whatever kind, without ever running code from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .naming import normalise, unwrap
+
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's tensors under Wan's names, and its text metadata."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, str]
+
+    def json(self, key: str) -> dict[str, Any]:
+        """The JSON object that the metadata holds under `key`; empty where there is none."""
+        if key not in self.metadata:
+            return {}
+        try:
+            value = json.loads(self.metadata[key])
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"The metadata {key!r} of {self.path} is not JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"The metadata {key!r} of {self.path} is not a JSON object.")
+        return value
+
+
+def read(path: Path) -> Contents:
+    """Read a safetensors file, or a torch file as plain tensors only. Raises CheckpointError for anything else."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    elif path.suffix in PICKLED:
+        tensors, metadata = _read_torch(path), {}
+    else:
+        raise CheckpointError(f"{path} is neither a .safetensors file nor one of {', '.join(PICKLED)}.")
+    return Contents(path, normalise(tensors), metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}). Download or write it again."
+        ) from error
+
+
+def _read_torch(path: Path) -> Mapping[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is truncated, or holds more than plain tensors ({first}).") from error
+    tensors = unwrap(content) if isinstance(content, Mapping) else {}
+    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name; a model's state dict was expected.")
+    return tensors

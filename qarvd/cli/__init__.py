@@ -1,0 +1,37 @@
+"""`python -m qarvd VERB`: one module of this folder per verb, with `HELP`, `add_arguments` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ..errors import QarvdError
+
+VERBS = ("demo", "quantize", "stream", "inspect", "compare")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input ends in one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qarvd", description="Quantize autoregressive video diffusion models and stream them."
+    )
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    modules = {verb: import_module(f".{verb}", __name__) for verb in VERBS}
+    for verb, module in modules.items():
+        module.add_arguments(verbs.add_parser(verb, help=module.HELP, description=module.HELP, parents=[debug]))
+    args = parser.parse_args(argv)
+    try:
+        modules[args.verb].run(args)
+    except QarvdError as error:
+        if args.debug:
+            raise
+        print(f"qarvd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("qarvd: stopped.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,142 @@
+"""`demo --out DIR`: quantize the bundled model, stream it before and after, show the difference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..checkpoint.model import Model, load, save
+from ..demo import bundle, experiment, pixels
+from ..errors import SettingError
+from ..files import replacing
+from ..quantize.model import LayerReport
+from ..recipe import RECIPES
+from ..report.charts import bar_chart, line_chart, stacked_counts
+from ..report.page import Clip, Figure, Picture, render_page
+from ..report.png import png_bytes, write_png
+from ..report.sheet import contact_sheet
+from ..report.video import VideoWriter
+from .common import advance, load_model, ready, say, size_text, text_table
+from .quantize import quantize
+
+HELP = "the main job on the bundled model: detect outliers, quantize to W8A8 and W4A8, stream all three, report"
+SHOWN = 8
+"""Clips in each video and rows of the contact sheet."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("qarvd-demo"), help="the folder to write (qarvd-demo)")
+    parser.add_argument("--samples", type=int, default=64, help="clips per variant, at least 64")
+    parser.add_argument("--chunks", type=int, default=7, help="chunks per clip")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.samples < 64 or args.chunks < 1:
+        raise SettingError("The demo needs at least 64 samples and at least 1 chunk.")
+    began = time.perf_counter()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"The folder {args.out} cannot be made: {error.strerror}.") from error
+
+    variants: dict[str, tuple[Model, Path]] = {"full": (load_model("demo"), bundle.MODEL)}
+    layers: dict[str, list[LayerReport]] = {}
+    for name, recipe in RECIPES.items():
+        path = args.out / f"demo-{name}.safetensors"
+        quantized, layers[name] = quantize(load_model("demo"), recipe)
+        save(replace(quantized), path)
+        variants[name] = (load(path), path)  # what is measured is what was written
+
+    cases = experiment.samples(args.samples)
+    prompts = [prompt for prompt, _ in cases]
+    reader, reader_accuracy = bundle.load_judge()
+    outcomes: dict[str, experiment.Outcome] = {}
+    verdicts: dict[str, experiment.Verdict] = {}
+    for name, (model, _) in variants.items():
+        ready(model, "cpu")
+        with tqdm(total=-(-len(cases) // 64) * args.chunks, unit="chunk", desc=f"streaming {name}") as bar:
+            outcomes[name] = experiment.run(model, cases, args.chunks, 64, lambda chunk: advance(bar))
+        chunk_frames = model.preset.chunk_frames
+        verdicts[name] = experiment.judge(reader, outcomes[name].latents, prompts, chunk_frames)
+    full = outcomes["full"]
+    figures = {
+        name: experiment.metrics(model, path, outcomes[name], verdicts[name], full)
+        for name, (model, path) in variants.items()
+    }
+    for name in layers:
+        mean, low, high = experiment.paired_loss(verdicts["full"].digit, verdicts[name].digit, groups=64)
+        figures[name]["digit_loss_points"] = {"mean": mean, "interval_95": [low, high]}
+    print(text_table([{"variant": name, **_short(entry)} for name, entry in figures.items()]))
+    print(f"The digit judge itself is right on {reader_accuracy:.1%} of digits that nobody was trained on.")
+    _write_report(args.out, variants, layers, outcomes, figures, [str(p) for p in prompts[:SHOWN]], reader_accuracy)
+    with replacing(args.out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    say(f"wrote {args.out}/report.html and the files beside it in {time.perf_counter() - began:.0f} s")
+
+
+def _short(entry: dict[str, object]) -> dict[str, object]:
+    """The figures of the printed table: bytes as MB, the loss as one number."""
+    row = {key: value for key, value in entry.items() if key != "digit_loss_points"}
+    return {key: size_text(value) if isinstance(value, int) and "bytes" in key else value for key, value in row.items()}
+
+
+def _write_report(
+    out: Path,
+    variants: dict[str, tuple[Model, Path]],
+    layers: dict[str, list[LayerReport]],
+    outcomes: dict[str, experiment.Outcome],
+    figures: dict[str, dict[str, object]],
+    prompts: list[str],
+    reader_accuracy: float,
+) -> None:
+    clips = {name: pixels.decode(outcome.latents[:SHOWN]) for name, outcome in outcomes.items()}
+    for name, clip in clips.items():
+        with VideoWriter(out / f"{name}.mp4", bundle.FRAMES_PER_SECOND, scale=6) as video:
+            video.write(torch.cat([torch.cat(list(clip[i : i + 4]), dim=2) for i in range(0, SHOWN, 4)], dim=1))
+    frames = clips["full"].shape[1]
+    sheet = contact_sheet(clips, range(0, frames, max(1, frames // 7)), prompts)
+    write_png(out / "contact-sheet.png", sheet)
+
+    chunk_frames = variants["full"][0].preset.chunk_frames
+    errors = {
+        name: experiment.chunk_errors(outcomes[name].latents, outcomes["full"].latents, chunk_frames) for name in layers
+    }
+    report = next(iter(layers.values()))
+    page = render_page(
+        title="qarvd demo",
+        summary=(
+            f"A small autoregressive video model with 8-bit and 4-bit weights and 8-bit activations, streamed "
+            f"from the same noise as the full-precision one. {figures['full']['samples']} clips of prompts it was not "
+            f"trained on; the digit judge itself is right on {reader_accuracy:.1%} of unseen digits."
+        ),
+        table=[{"variant": name, **_short(entry)} for name, entry in figures.items()],
+        figures=[
+            Figure(
+                "Error per chunk",
+                "Mean squared error of the latents against full precision.",
+                line_chart(errors, "chunk", "squared error", log_y=True),
+            ),
+            Figure(
+                "Outlier channels per layer",
+                "Input channels with a scale of their own, as detected on each layer's weights.",
+                stacked_counts({r.name: (r.n_outlier, r.shape[1]) for r in report}),
+            ),
+            Figure(
+                "Size on disk",
+                "The whole file, parts that stay in 16 bits included.",
+                bar_chart({name: path.stat().st_size / 1e6 for name, (_, path) in variants.items()}, "MB"),
+            ),
+        ],
+        pictures=[Picture("Side by side", "Rows are prompts; strips are frames over time.", png_bytes(sheet))],
+        clips=[
+            Clip(name, f"{SHOWN} clips streamed by {name}.", (out / f"{name}.mp4").read_bytes()) for name in variants
+        ],
+    )
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")

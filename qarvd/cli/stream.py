@@ -1,0 +1,145 @@
+"""`stream MODEL --prompt ... --chunks N --out video.mp4`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint.read import read
+from ..demo import bundle, pixels, prompts
+from ..errors import CheckpointError, PromptError, SettingError
+from ..files import replacing
+from ..report.video import VideoWriter
+from ..stream.presets import CACHES, Preset
+from ..stream.preview import rgb_preview
+from ..stream.rollout import check_guidance, roll_out
+from .common import add_model, load_model, ready, say
+
+HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, "model")
+    parser.add_argument(
+        "--prompt", required=True, help="text for the demo model; else a safetensors file of embeddings"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--chunks", type=int, help="how many chunks to generate (7 if nothing is said)")
+    length.add_argument("--frames", type=int, help="how many latent frames to generate; the last chunk may be shorter")
+    length.add_argument("--endless", action="store_true", help="go on until Ctrl-C; needs a window")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="the .mp4 file to write")
+    parser.add_argument("--latents", type=Path, help="also write the latents to this .safetensors file")
+    parser.add_argument("--initial", type=Path, help="latents to go on from (an encoded image, an earlier clip)")
+    parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents (480x832 pixels)")
+    parser.add_argument("--window", type=int, help="latent frames in the cache, sink and current chunk included")
+    parser.add_argument("--sink", type=int, help="first latent frames that are never evicted")
+    parser.add_argument("--cache", choices=CACHES, default="16-bit", help="how older keys and values are kept")
+    parser.add_argument("--cfg", type=float, default=1.0, help="must be 1: these models are distilled")
+    parser.add_argument("--device", default="auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_guidance(args.cfg)
+    if args.out.suffix != ".mp4":
+        raise SettingError(f"{args.out} must end in .mp4.")
+    model = load_model(args.model, args.preset)
+    demo = model.preset_name == "demo"
+    preset = windowed(model.preset, args.window, args.sink)
+    frames = None if args.endless else wanted_frames(args.chunks, args.frames, preset)
+    embeddings = bundle.embed([prompts.parse(args.prompt)]) if demo else read_embeddings(args.prompt)
+    size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
+    initial = read_latents(args.initial) if args.initial else None
+    ready(model, args.device)
+    weight = model.tree.patch_embedding.weight
+    held = None if frames is None else frames + (0 if initial is None else initial.shape[2])
+    chunks = roll_out(
+        model.tree,
+        model.config,
+        preset,
+        embeddings.to(weight),
+        size,
+        frames,
+        [args.seed],
+        preset.cache(held, args.cache),
+        initial,
+    )
+
+    total = None if frames is None else -(-frames // preset.chunk_frames)
+    done = 0
+    latents: list[Tensor] = []
+    fps, scale = (bundle.FRAMES_PER_SECOND, 8) if demo else (4, 4)  # Wan: 16 pixel frames a second, 4 per latent frame
+    with VideoWriter(args.out, fps, scale) as video, tqdm(total=total, unit="chunk") as bar:
+        try:
+            for chunk in chunks:
+                video.write(pixels.decode(chunk.latents)[0] if demo else rgb_preview(chunk.latents[0]))
+                if args.latents:
+                    latents.append(chunk.latents.cpu())
+                done += chunk.latents.shape[2]
+                bar.update()
+                bar.set_postfix_str(f"{pixel_frames(done, demo) / bar.format_dict['elapsed']:.2f} pixel frames/s")
+        finally:
+            if latents:
+                with replacing(args.latents) as temporary:
+                    save_file({"latents": torch.cat(latents, dim=2)}, temporary)
+    say(f"wrote {args.out}" + ("" if demo else " (a small preview: decode the latents with Wan's VAE)"))
+
+
+def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
+    """The preset with the user's window and sink."""
+    preset = replace(preset, window=preset.window if window is None else window)
+    return replace(preset, sink=preset.sink if sink is None else sink)
+
+
+def wanted_frames(chunks: int | None, frames: int | None, preset: Preset) -> int:
+    """Latent frames to generate. Raises SettingError unless there is at least one."""
+    count = frames if frames is not None else (7 if chunks is None else chunks) * preset.chunk_frames
+    if count < 1:
+        raise SettingError(f"{'--frames' if chunks is None else '--chunks'} must be at least 1.")
+    return count
+
+
+def pixel_frames(latent_frames: int, demo: bool) -> int:
+    """Pixel frames that a clip decodes to; Wan's VAE makes one of the first latent frame and four of each other."""
+    return latent_frames if demo else 1 + 4 * (latent_frames - 1)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'60x104' -> (60, 104)."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
+        raise SettingError(f"The size {text!r} is not HEIGHTxWIDTH of the latents, such as 60x104.")
+    return int(parts[0]), int(parts[1])
+
+
+def read_embeddings(name: str) -> Tensor:
+    """Prompt embeddings [1, tokens, text_dim] from a safetensors file with one tensor, or one called text_embeds."""
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        raise PromptError(
+            f"{name!r} is text, but this checkpoint's text encoder is not part of it: encode the prompt and give a "
+            "safetensors file of embeddings [tokens, text_dim]."
+        )
+    tensor = _one_tensor(path, "text_embeds")
+    return tensor[None] if tensor.ndim == 2 else tensor
+
+
+def read_latents(path: Path) -> Tensor:
+    """Latents [batch, channels, frames, height, width] from a safetensors file."""
+    tensor = _one_tensor(path, "latents")
+    if tensor.ndim != 5:
+        raise CheckpointError(f"{path} holds a tensor of shape {tuple(tensor.shape)}; latents have five axes.")
+    return tensor
+
+
+def _one_tensor(path: Path, key: str) -> Tensor:
+    tensors = read(path).tensors
+    if key not in tensors and len(tensors) != 1:
+        raise CheckpointError(f"{path} holds {len(tensors)} tensors and none is called {key!r}.")
+    return tensors.get(key, next(iter(tensors.values())))

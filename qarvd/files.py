@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all: written beside their place, then put into it in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+from .errors import SettingError
+
+
+def part_beside(path: Path) -> Path:
+    """Create an empty hidden file, of the same suffix, in the folder of `path`.
+
+    Raises SettingError when nothing can be written there.
+    """
+    if path.is_dir():
+        raise SettingError(f"{path} is a folder; give the name of a file to write.")
+    part = path.with_name(f".{path.stem[:40]}.{token_hex(4)}.part{path.suffix}")
+    try:
+        part.touch(exist_ok=False)
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be written to ({error.strerror})"
+        raise SettingError(
+            f"{path.name} was to be written into {path.parent}, which {why}; choose another folder."
+        ) from error
+    return part
+
+
+def put_in_place(part: Path, path: Path, mode: int) -> None:
+    """Flush `part` to the disk and make it `path`, replacing what is there."""
+    part.chmod(mode)  # some writers swap in a file of their own that only its owner may read
+    with part.open("r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path that becomes `path` when the block ends; after an exception nothing has changed.
+
+    Raises SettingError when the folder does not exist or cannot be written to.
+    """
+    part = part_beside(path)
+    try:
+        mode = part.stat().st_mode  # what the umask leaves to a new file
+        yield part
+        put_in_place(part, path, mode)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Numbers, pictures and clips become one self-contained HTML page, PNGs and videos."""

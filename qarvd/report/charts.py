@@ -1,0 +1,183 @@
+"""Charts as inline SVG: lines, bars, and outlier counts layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from .numerals import linear_ticks, log_texts, log_ticks, number_text, tick_texts
+from .svg import CHARACTER, COLOURS, canvas, colour, grid_line, legend, tag, text, title
+
+WIDTH = 540.0
+FAINT = "fill-opacity:.68"
+DOTTED = 48
+"""Up to this many points, each is drawn as a dot that tells its value."""
+
+
+def line_chart(
+    series: Mapping[str, Sequence[float]], x_label: str, y_label: str, log_y: bool = False, first: int = 0
+) -> str:
+    """One line for each of `series`, over first, first + 1, ...; a value that can't be drawn leaves a gap."""
+
+    def drawable(value: float) -> bool:
+        return math.isfinite(value) and (value > 0 or not log_y)
+
+    drawn = [value for values in series.values() for value in values if drawable(value)]
+    name = f"{y_label} by {x_label}: {', '.join(series)}"
+    if not drawn:
+        return _nothing(name, y_label)
+    y_ticks = log_ticks(min(drawn), max(drawn)) if log_y else linear_ticks(min(drawn), max(drawn))
+    y_texts = log_texts(y_ticks) if log_y else tick_texts(y_ticks)
+    longest = max(len(values) for values in series.values())
+    last = first + max(1, longest - 1)
+    x_ticks = [tick for tick in linear_ticks(first, last, 8, whole=True) if first <= tick <= last]
+
+    key, top = legend(list(series), WIDTH, 0, 38) if len(series) > 1 else ("", 26)
+    left, right, top = 10 + CHARACTER * max(map(len, y_texts)), WIDTH - 10, top + 8
+    bottom = top + 230
+    scaled = math.log if log_y else float
+    low, high = scaled(y_ticks[0]), scaled(y_ticks[-1])
+
+    def place_x(step: float) -> float:
+        return left + (step - first) / (last - first) * (right - left)
+
+    def place_y(value: float) -> float:
+        return bottom - (scaled(value) - low) / (high - low) * (bottom - top)
+
+    parts = [text(0, 14, y_label, font_weight="600"), key]
+    for tick, label in zip(y_ticks, y_texts, strict=True):
+        parts.append(grid_line(left, place_y(tick), right, place_y(tick)))
+        parts.append(text(left - 8, place_y(tick) + 4, label, "end", style=FAINT))
+    parts.append(grid_line(left, bottom, right, bottom, strong=True))
+    for tick, label in zip(x_ticks, tick_texts(x_ticks), strict=True):
+        parts.append(grid_line(place_x(tick), bottom, place_x(tick), bottom + 5, strong=True))
+        parts.append(text(place_x(tick), bottom + 19, label, "middle", style=FAINT))
+    parts.append(text((left + right) / 2, bottom + 38, x_label, "middle"))
+    for index, (label, values) in enumerate(series.items()):
+        points = list(enumerate(values, first))
+        runs = [list(run) for ok, run in groupby(points, lambda point: drawable(point[1])) if ok]
+        moves = "".join("M" + "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in run) for run in runs)
+        style = f"fill:none;stroke:{colour(index)};stroke-width:2;stroke-linejoin:round;stroke-linecap:round"
+        marks = [title(label), tag("path", d=moves, style=style)]
+        if longest <= DOTTED:
+            dot = f"fill:{colour(index)};stroke:var(--surface, none);stroke-width:1.5"
+            for x, y in (point for run in runs for point in run):
+                told = title(f"{label}, {x_label} {x}: {number_text(y)}")
+                marks.append(tag("circle", told, cx=place_x(x), cy=place_y(y), r=3.5, style=dot))
+        parts.append(tag("g", *marks))
+    return canvas(WIDTH, bottom + 46, name, *parts)
+
+
+def bar_chart(values: Mapping[str, float], unit: str) -> str:
+    """A horizontal bar from 0 for each of `values`, with its number; a value that is not finite has no bar."""
+    name = f"{unit}: " + ", ".join(f"{label} {number_text(value)}" for label, value in values.items())
+    finite = [value for value in values.values() if math.isfinite(value)]
+    if not finite:
+        return _nothing(name, unit)
+    ticks = linear_ticks(min(0.0, *finite), max(0.0, *finite))
+    numbers = {label: number_text(value) for label, value in values.items()}
+    left = 12 + CHARACTER * min(32, max(map(len, values)))
+    right = WIDTH - 16 - CHARACTER * max(map(len, numbers.values()))
+    top, pitch, thick = 30.0, 34.0, 22.0
+    bottom = top + pitch * len(values)
+
+    def place(value: float) -> float:
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+
+    parts = [text(0, 14, unit, font_weight="600")]
+    for tick, label in zip(ticks, tick_texts(ticks), strict=True):
+        parts.append(grid_line(place(tick), top, place(tick), bottom, strong=tick == 0))
+        parts.append(text(place(tick), bottom + 17, label, "middle", style=FAINT))
+    for index, (label, value) in enumerate(values.items()):
+        middle = top + pitch * (index + 0.5)
+        end = place(value) if math.isfinite(value) else place(0)
+        shade = colour(index if len(values) <= len(COLOURS) else 0)
+        bar = tag(
+            "rect",
+            x=min(end, place(0)),
+            y=middle - thick / 2,
+            width=abs(end - place(0)),
+            height=thick,
+            rx=3,
+            style=f"fill:{shade}",
+        )
+        shown = label if len(label) <= 32 else label[:31] + "\N{HORIZONTAL ELLIPSIS}"
+        number = text(max(end, place(0)) + 7, middle + 4, numbers[label], font_weight="600")
+        told = title(f"{label}: {numbers[label]} {unit}")
+        parts.append(tag("g", told, text(left - 9, middle + 4, shown, "end"), bar, number))
+    return canvas(WIDTH, bottom + 24, name, *parts)
+
+
+def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlier channels") -> str:
+    """A bar for each layer (count, of how many), in order, coloured by kind, the layers of a block standing together.
+
+    Names are dotted paths: in `blocks.3.ffn.0` the block is `blocks.3` and the kind `ffn`.
+    """
+    name = f"{y_label} of {len(counts)} layers"
+    if not counts:
+        return _nothing(name, y_label)
+    wide = len(counts) > 80
+    width = 2 * WIDTH if wide else WIDTH
+    kinds = list(dict.fromkeys(_kind(layer) for layer in counts))
+    key, top = legend(kinds, width, 0, 38) if len(kinds) > 1 else ("", 26)
+    ticks = linear_ticks(0, max(1, *(count for count, _ in counts.values())), whole=True)
+    labels = tick_texts(ticks)
+    left, right, top = 10 + CHARACTER * max(map(len, labels)), width - 4, top + 8
+    bottom = top + 220
+    pitch = (right - left) / len(counts)
+
+    def place(count: float) -> float:
+        return bottom - count / ticks[-1] * (bottom - top)
+
+    blocks = [(block, len(list(layers))) for block, layers in groupby(counts, _block)]
+    parts = [text(0, 14, y_label, font_weight="600"), key]
+    x, free = left, left - 1
+    for index, (block, layers) in enumerate(blocks):
+        span = layers * pitch
+        if index % 2 == 0:
+            shade = "fill:currentColor;fill-opacity:.045"
+            parts.append(tag("rect", x=x, y=top, width=span, height=bottom - top, style=shade))
+        label = block.rpartition(".")[2][:16]
+        half = len(label) * CHARACTER / 2
+        if x + span / 2 - half >= free and x + span / 2 + half <= width:
+            parts.append(text(x + span / 2, bottom + 17, label, "middle", style=FAINT))
+            free = x + span / 2 + half + 8
+        x += span
+    for tick, label in zip(ticks, labels, strict=True):
+        parts.append(grid_line(left, place(tick), right, place(tick), strong=tick == 0))
+        parts.append(text(left - 8, place(tick) + 4, label, "end", style=FAINT))
+    for index, (layer, (count, total)) in enumerate(counts.items()):
+        x = left + index * pitch
+        told = title(f"{layer}: {count:,} of {total:,} channels")
+        reach = tag("rect", x=x, y=top, width=pitch, height=bottom - top, style="fill:transparent", class_="reach")
+        bar = tag(
+            "rect",
+            x=x + pitch * 0.1,
+            y=place(count),
+            width=pitch * 0.8,
+            height=bottom - place(count),
+            style=f"fill:{colour(kinds.index(_kind(layer)))}",
+        )
+        parts.append(tag("g", told, reach, bar))
+    stem = next((block.rpartition(".")[0] for block, _ in blocks if "." in block), "layers")
+    parts.append(text((left + right) / 2, bottom + 36, stem, "middle"))
+    return canvas(width, bottom + 44, name, *parts, wide=wide)
+
+
+def _block(layer: str) -> str:
+    """`blocks.3.ffn.0` -> `blocks.3`; a name without a number is a block of its own."""
+    words = layer.split(".")
+    numbered = next((i for i, word in enumerate(words) if word.isdecimal()), None)
+    return layer if numbered is None else ".".join(words[: numbered + 1])
+
+
+def _kind(layer: str) -> str:
+    """`blocks.3.ffn.0` -> `ffn`; a name without a number is of the kind of its first word."""
+    inside = layer[len(_block(layer)) :].strip(".")
+    return (inside or layer).split(".")[0]
+
+
+def _nothing(name: str, label: str) -> str:
+    told = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
+    return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), told)

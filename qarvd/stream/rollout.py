@@ -1,0 +1,61 @@
+"""Start a stream from a model, its text and seeds: the few lines that every caller would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError, ShapeError
+from ..wan.config import WanConfig
+from ..wan.forward import encode_text
+from .cache import KVCache
+from .noise import NoiseSource, from_seeds
+from .presets import Preset
+from .sampler import Chunk, Denoiser, Step, spans, stream
+
+
+def check_guidance(scale: float) -> None:
+    """Raise SettingError for classifier-free guidance, which distilled models have built in."""
+    if scale != 1:
+        raise SettingError(
+            f"cfg {scale} was asked for, but autoregressive models are distilled and run without guidance: use cfg 1."
+        )
+
+
+@torch.no_grad()
+def roll_out(
+    tree: Any,
+    config: WanConfig,
+    preset: Preset,
+    embeddings: Tensor,
+    size: tuple[int, int],
+    frames: int | None,
+    seeds: Sequence[int],
+    cache: KVCache | None = None,
+    initial: Tensor | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Iterator[Chunk]:
+    """Stream `frames` latent frames (None: endless) of `size` (height, width), one sample per seed.
+
+    `embeddings` [batch, tokens, text_dim] decide device and dtype; `initial` [batch, channels, frames, height, width]
+    are clean latents to go on from; their frames are not yielded.
+    """
+    if len(seeds) != len(embeddings):
+        raise ShapeError(f"{len(seeds)} seeds came for {len(embeddings)} prompts; give one per sample.")
+    before = 0 if initial is None else initial.shape[2]
+    if initial is not None and initial.shape[:2] + initial.shape[3:] != (len(seeds), config.in_dim, *size):
+        raise ShapeError(
+            f"The initial latents have shape {tuple(initial.shape)}; expected "
+            f"{(len(seeds), config.in_dim, 'frames', *size)}."
+        )
+    chunks = spans(frames, preset.chunk_frames, before)
+    if cache is None:
+        cache = preset.cache(None if frames is None else before + frames)
+    draw: NoiseSource = from_seeds(seeds, embeddings.device, embeddings.dtype)
+    noise = (draw((len(seeds), config.in_dim, len(span), *size)) for span in chunks)
+    text = encode_text(tree, config, embeddings)
+    given = () if initial is None else initial.to(embeddings).split(preset.chunk_frames, dim=2)
+    return stream(Denoiser(tree, config, text, cache), noise, preset.schedule, draw, given, on_step)
