@@ -25,7 +25,7 @@ def symmetric_scale(absmax: Tensor) -> Tensor:
 
 def to_codes(x: Tensor, scale: Tensor) -> Tensor:
     """One division per scale, a float32 product, round half to even, clamp to +-127."""
-    return (x.float() * (1.0 / scale)).round().clamp(-QMAX, QMAX).to(torch.int8)
+    return (x.float() * (1.0 / scale)).round_().clamp_(-QMAX, QMAX).to(torch.int8)
 
 
 def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, Tensor, Tensor]:

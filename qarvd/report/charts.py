@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from .numerals import linear_ticks, log_texts, log_ticks, number_text, tick_texts
+from .numerals import drawable, linear_ticks, log_texts, log_ticks, number_text, tick_texts
 from .svg import CHARACTER, COLOURS, canvas, colour, grid_line, legend, tag, text, title
 
 WIDTH = 540.0
@@ -19,11 +19,7 @@ def line_chart(
     series: Mapping[str, Sequence[float]], x_label: str, y_label: str, log_y: bool = False, first: int = 0
 ) -> str:
     """One line for each of `series`, over first, first + 1, ...; a value that can't be drawn leaves a gap."""
-
-    def drawable(value: float) -> bool:
-        return math.isfinite(value) and (value > 0 or not log_y)
-
-    drawn = [value for values in series.values() for value in values if drawable(value)]
+    drawn = [value for values in series.values() for value in values if drawable(value, log_y)]
     name = f"{y_label} by {x_label}: {', '.join(series)}"
     if not drawn:
         return _nothing(name, y_label)
@@ -56,7 +52,7 @@ def line_chart(
     parts.append(text((left + right) / 2, bottom + 38, x_label, "middle"))
     for index, (label, values) in enumerate(series.items()):
         points = list(enumerate(values, first))
-        runs = [list(run) for ok, run in groupby(points, lambda point: drawable(point[1])) if ok]
+        runs = [list(run) for ok, run in groupby(points, lambda point: drawable(point[1], log_y)) if ok]
         moves = "".join("M" + "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in run) for run in runs)
         style = f"fill:none;stroke:{colour(index)};stroke-width:2;stroke-linejoin:round;stroke-linecap:round"
         marks = [title(label), tag("path", d=moves, style=style)]
@@ -72,7 +68,7 @@ def line_chart(
 def bar_chart(values: Mapping[str, float], unit: str) -> str:
     """A horizontal bar from 0 for each of `values`, with its number; a value that is not finite has no bar."""
     name = f"{unit}: " + ", ".join(f"{label} {number_text(value)}" for label, value in values.items())
-    finite = [value for value in values.values() if math.isfinite(value)]
+    finite = [value for value in values.values() if drawable(value)]
     if not finite:
         return _nothing(name, unit)
     ticks = linear_ticks(min(0.0, *finite), max(0.0, *finite))
@@ -91,7 +87,7 @@ def bar_chart(values: Mapping[str, float], unit: str) -> str:
         parts.append(text(place(tick), bottom + 17, label, "middle", style=FAINT))
     for index, (label, value) in enumerate(values.items()):
         middle = top + pitch * (index + 0.5)
-        end = place(value) if math.isfinite(value) else place(0)
+        end = place(value) if drawable(value) else place(0)
         shade = colour(index if len(values) <= len(COLOURS) else 0)
         bar = tag(
             "rect",

@@ -39,7 +39,8 @@ table caption { padding-bottom: .7rem; text-align: left; font-weight: 600; font-
 th, td { padding: .5rem .9rem; text-align: left; border-top: 1px solid var(--rule); }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
-td { min-width: 5rem; }
+td { min-width: 6.5rem; }
+td.number { min-width: 0; }
 thead th { border-top: 0; color: var(--quiet); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
 tbody th { font-weight: 600; white-space: nowrap; }
 .number { text-align: right; }

@@ -6,6 +6,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+TINY, HUGE = 1e-300, 1e300
+"""Beyond these, differences and ratios leave the range of a float; an axis can't show such numbers."""
+
+
+def drawable(value: float, log: bool = False) -> bool:
+    """Whether an axis, linear or logarithmic, can show `value`."""
+    return abs(value) <= HUGE and (value >= TINY or not log)  # False for NaN
+
 
 def number_text(value: float) -> str:
     """Four significant digits, thousands set apart, and no exponent where it can be helped."""
@@ -18,8 +26,8 @@ def number_text(value: float) -> str:
 
 def linear_ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
     """Around `about` round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        margin = abs(low) / 10 or 0.5
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), TINY):
+        margin = abs(low) / 10 if abs(low) > TINY else 0.5
         low, high = low - margin, high + margin
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

@@ -96,18 +96,20 @@ class VideoWriter:
         self._stream = stream
         return stream
 
-    def _close(self) -> None:
+    def _close(self, keep: bool) -> None:
+        if self._stream and keep:
+            self._container.mux(self._stream.encode(None))  # the frames that the encoder still holds
         if self._stream:
-            self._container.mux(self._stream.encode(None))
             self._container.close()
+        if keep:
+            put_in_place(self._part, self.path, self._mode)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._encoder.submit(self._close).result()
-            if self.frames and (kind is None or issubclass(kind, STOPPED)):
-                put_in_place(self._part, self.path, self._mode)
+            wanted = kind is None or issubclass(kind, STOPPED)
+            self._encoder.submit(lambda: self._close(keep=wanted and self.frames > 0)).result()
         finally:
             self._encoder.shutdown()
             self._part.unlink(missing_ok=True)

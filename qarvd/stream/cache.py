@@ -34,7 +34,7 @@ class KVCache(ABC):
 
     def begin(self, start: int, frames: int, frame_tokens: int) -> None:
         """Place the chunk of latent frames [start, start + frames), of `frame_tokens` tokens each."""
-        if frames > self.frames - (self.sink if start >= self.sink else 0):
+        if start + frames - max(start, self.sink) > self.frames - self.sink:
             raise SettingError(
                 f"A chunk of {frames} latent frames does not fit a window of {self.frames} with a sink of {self.sink}."
             )

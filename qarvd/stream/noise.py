@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import SettingError, ShapeError
 
 NoiseSource = Callable[[Sequence[int]], Tensor]
 """Called with a shape [batch, channels, frames, height, width], returns standard normal noise of that shape."""
@@ -16,7 +16,13 @@ NoiseSource = Callable[[Sequence[int]], Tensor]
 def from_seeds(
     seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> NoiseSource:
-    """One generator per sample, on the CPU, so that a sample is the same in any batch and on any device."""
+    """One generator per sample, on the CPU, so that a sample is the same in any batch and on any device.
+
+    Raises SettingError for a seed beyond 64 bits.
+    """
+    for seed in seeds:
+        if not -(2**63) <= seed < 2**64:
+            raise SettingError(f"The seed {seed} does not fit 64 bits; choose one from 0 to {2**64 - 1}.")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw(shape: Sequence[int]) -> Tensor:

@@ -39,11 +39,14 @@ class Preset:
         """A cache for a clip of `frames` latent frames, or for an endless one. Raises SettingError without a window."""
         if codec not in CACHES:
             raise SettingError(f"There is no cache codec {codec!r}; choose from {', '.join(CACHES)}.")
-        held = self.window or frames
+        if self.window is not None and self.window < self.chunk_frames + max(self.sink, 0):
+            raise SettingError(
+                f"A window of {self.window} latent frames has no room for a sink of {self.sink} and a chunk of "
+                f"{self.chunk_frames}; widen the window or shorten the sink."
+            )
+        held = frames if self.window is None else min(self.window, frames or self.window)
         if held is None:
             raise SettingError("An endless stream needs a window: give the number of latent frames to keep.")
-        if frames is not None:
-            held = min(held, frames)
         sink = self.sink if self.sink < held else 0
         return CACHES[codec](max(held, self.chunk_frames), sink, self.sink_follows)
 

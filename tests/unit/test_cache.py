@@ -1,0 +1,204 @@
+"""The key/value cache holds the sink and the newest frames, and nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qarvd.errors import SettingError
+from qarvd.stream.cache import FloatCache, KVCache, shift_in_time
+from qarvd.stream.int8_cache import Int8Cache
+
+BATCH, HEADS, HEAD_DIM, TOKENS = 2, 2, 32, 2
+CACHES = (FloatCache, Int8Cache)
+Call = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stream: window, sink and the frames of each chunk."""
+
+    frames: int
+    sink: int
+    chunks: tuple[int, ...]
+
+    def starts(self) -> Iterator[tuple[int, int]]:
+        start = 0
+        for frames in self.chunks:
+            yield start, frames
+            start += frames
+
+
+@st.composite
+def plans(draw: st.DrawFn, tails: bool = True) -> Plan:
+    chunk = draw(st.sampled_from((1, 3)))
+    sink = draw(st.integers(0, 4))
+    frames = sink + chunk + draw(st.integers(0, 6))
+    chunks = [chunk] * draw(st.integers(1, 8))
+    if tails:
+        image = [1] * draw(st.integers(0, 1))
+        chunks = image + chunks + [draw(st.integers(1, chunk))] * draw(st.integers(0, 2))
+    return Plan(frames, sink, tuple(chunks))
+
+
+def draws(seed: int = 0, tokens: int = TOKENS, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
+    """Query, key, value of one frame."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        q, k, v = torch.randn(3, BATCH, HEADS, tokens, HEAD_DIM, generator=generator).to(dtype).unbind(0)
+        yield q, k, v
+
+
+def of_frames(source: Iterator[Call], frames: int) -> Call:
+    q, k, v = (torch.cat(parts, dim=2) for parts in zip(*(next(source) for _ in range(frames)), strict=True))
+    return q, k, v
+
+
+def fill(cache: KVCache, plan: Plan, source: Iterator[Call], layers: int = 1) -> None:
+    for start, frames in plan.starts():
+        cache.begin(start, frames, TOKENS)
+        for layer in range(layers):
+            cache.attend(layer, *of_frames(source, frames))
+
+
+@dataclass
+class Ledger:
+    """The meaning of a cache: every frame ever seen, by number."""
+
+    plan: Plan
+    sink_follows: bool = False
+    held: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        for i, pair in enumerate(zip(key.split(TOKENS, dim=2), value.split(TOKENS, dim=2), strict=True)):
+            self.held[start + i] = pair
+        end, sink = start + key.shape[2] // TOKENS, self.plan.sink
+        evicted = max(0, end - self.plan.frames)
+        kept = [f for f in range(end) if f < sink or f >= sink + evicted]
+        move = self.sink_follows and evicted
+        keys = [shift_in_time(self.held[f][0], evicted) if move and f < sink else self.held[f][0] for f in kept]
+        return F.scaled_dot_product_attention(
+            query, torch.cat(keys, dim=2), torch.cat([self.held[f][1] for f in kept], dim=2)
+        )
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(), st.booleans())
+def test_attention_reads_the_sink_and_the_newest_frames_at_every_step(plan: Plan, sink_follows: bool) -> None:
+    cache = FloatCache(plan.frames, plan.sink, sink_follows)
+    ledgers = [Ledger(plan, sink_follows) for _ in range(2)]
+    source = draws()
+    for start, frames in plan.starts():
+        for _ in range(3):  # two denoising steps and the clean pass
+            cache.begin(start, frames, TOKENS)
+            for layer, ledger in enumerate(ledgers):
+                call = of_frames(source, frames)
+                torch.testing.assert_close(cache.attend(layer, *call), ledger.attend(start, *call))
+
+
+@settings(deadline=None, max_examples=40)
+@given(plans(tails=False), st.booleans())
+def test_int8_agrees_with_float_within_3_percent(plan: Plan, sink_follows: bool) -> None:
+    caches = [kind(plan.frames, plan.sink, sink_follows) for kind in CACHES]
+    source = draws()
+    for start, frames in plan.starts():
+        for _ in range(2):
+            call = of_frames(source, frames)
+            for cache in caches:
+                cache.begin(start, frames, TOKENS)
+            exact, coarse = (cache.attend(0, *call) for cache in caches)
+            assert (coarse - exact).norm() < 0.03 * exact.norm()
+
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.sampled_from(CACHES), st.booleans())
+def test_an_overwritten_step_leaves_no_trace(plan: Plan, kind: type[KVCache], sink_follows: bool) -> None:
+    once, twice = (kind(plan.frames, plan.sink, sink_follows) for _ in range(2))
+    clean, dirty = draws(0), draws(1)
+    for start, frames in plan.starts():
+        twice.begin(start, frames, TOKENS)
+        twice.attend(0, *(1e3 * t for t in of_frames(dirty, frames)))
+        call = of_frames(clean, frames)
+        for cache in (once, twice):
+            cache.begin(start, frames, TOKENS)
+        assert torch.equal(once.attend(0, *call), twice.attend(0, *call))
+
+
+def test_nothing_is_moved_and_nothing_grows_once_the_window_is_full() -> None:
+    plan, source = Plan(9, 3, (3,) * 12), draws()
+    cache = FloatCache(plan.frames, plan.sink)
+    fill(cache, Plan(9, 3, (3, 3, 3)), source)
+    keys, values = cache._pairs[0]
+    places, nbytes = (keys.data_ptr(), values.data_ptr()), cache.nbytes
+    for start, frames in list(plan.starts())[3:]:
+        before = keys.clone()
+        cache.begin(start, frames, TOKENS)
+        cache.attend(0, *of_frames(source, frames))
+        changed = (keys != before).any(-1).any(0).any(0).view(-1, TOKENS).any(-1)
+        assert changed.sum() == frames and not changed[: plan.sink].any()
+        assert tuple(t.data_ptr() for t in cache._pairs[0]) == places
+        assert cache.nbytes == nbytes
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("sink_follows", [False, True])
+def test_bytes_stop_growing(kind: type[KVCache], sink_follows: bool) -> None:
+    cache, source, seen = kind(9, 3, sink_follows), draws(), []
+    for start, frames in Plan(9, 3, (3,) * 20).starts():
+        cache.begin(start, frames, TOKENS)
+        cache.attend(0, *of_frames(source, frames))
+        seen.append(cache.nbytes)
+    assert len(set(seen[4:])) == 1
+
+
+def test_int8_is_well_below_16_bits() -> None:
+    sizes = []
+    for kind in CACHES:
+        cache = kind(21)
+        fill(cache, Plan(21, 0, (1,) * 30), draws(dtype=torch.bfloat16))
+        sizes.append(cache.nbytes)
+    assert sizes[1] < 0.65 * sizes[0]
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_reset_frees_everything(kind: type[KVCache]) -> None:
+    cache = kind(9, 3, True)
+    fill(cache, Plan(9, 3, (3,) * 5), draws(), layers=2)
+    assert cache.nbytes > 0
+    cache.reset()
+    assert cache.nbytes == 0 and cache.end == 0 and cache.evicted == 0
+    fresh = kind(9, 3, True)
+    call = of_frames(draws(7), 3)
+    for c in (cache, fresh):
+        c.begin(0, 3, TOKENS)
+    assert torch.equal(cache.attend(0, *call), fresh.attend(0, *call))
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize(("frames", "sink"), [(0, 0), (3, 3), (3, 4), (3, -1)])
+def test_a_window_without_room_is_refused(kind: type[KVCache], frames: int, sink: int) -> None:
+    with pytest.raises(SettingError, match="leaves no room"):
+        kind(frames, sink)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize(
+    ("sink", "chunks"), [(0, (5,)), (2, (3, 3)), (3, (2, 3))], ids=["window", "beside the sink", "across the sink's end"]
+)
+def test_a_chunk_larger_than_its_room_is_refused(kind: type[KVCache], sink: int, chunks: tuple[int, ...]) -> None:
+    with pytest.raises(SettingError, match="does not fit"):
+        fill(kind(4, sink), Plan(4, sink, chunks), draws())
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("start", [1, 2, 4, 7])
+def test_a_gap_or_a_step_back_is_refused(kind: type[KVCache], start: int) -> None:
+    cache = kind(9)
+    fill(cache, Plan(9, 0, (3,)), draws())
+    with pytest.raises(SettingError, match=f"cannot start at {start}"):
+        cache.begin(start, 3, TOKENS)
