@@ -72,7 +72,7 @@ def milliseconds(run: Callable[[], Tensor]) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Time one linear of Wan2.1-1.3B on the CPU.")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, one round: only that everything runs")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)

@@ -17,10 +17,10 @@ class Recipe:
     """`published`: the detector of Q-ARVD; `none`: a single scale."""
     rounding: str = "nearest"
     keep: tuple[str, ...] = ()
-    """Names of linears that stay in full precision."""
+    """Names of linears that stay in full precision, and with them those that read the same input."""
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (4, 8):
+        if type(self.weight_bits) is not int or self.weight_bits not in (4, 8):
             raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; 4 and 8 are supported.")
         if self.outliers not in ("published", "none"):
             raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose 'published' or 'none'.")
@@ -42,6 +42,10 @@ class Recipe:
             raise SettingError(
                 f"The recipe holds {unknown}, which this version does not know; it knows {sorted(known)}."
             )
+        keep = values.get("keep", [])
+        named = isinstance(keep, list) and all(isinstance(name, str) for name in keep)
+        if not isinstance(values.get("rounding", ""), str) or not named:
+            raise SettingError(f"The recipe is {text}; its rounding must be a name and keep a list of names.")
         if "keep" in values:
             values["keep"] = tuple(values["keep"])
         return cls(**values)

@@ -18,25 +18,25 @@ from random import Random
 import torch
 import torch.nn.functional as F
 from digits import Glyphs, clips
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from teacher_forcing import WindowedAttention
 from torch import Tensor
 
+from qarvd.checkpoint.model import Model, save
+from qarvd.demo import bundle
 from qarvd.demo.judge import DigitReader, digit_correct, motion_correct
 from qarvd.demo.pixels import decode, encode
 from qarvd.demo.prompts import VOCABULARY, Prompt, split_prompts
-from qarvd.stream.cache import FloatCache
-from qarvd.stream.noise import from_seeds
-from qarvd.stream.sampler import Denoiser, stream
-from qarvd.stream.schedule import Schedule
+from qarvd.stream.presets import PRESETS
+from qarvd.stream.rollout import roll_out
 from qarvd.wan.config import WanConfig
 from qarvd.wan.forward import encode_text, predict
 from qarvd.wan.tree import WanTree
 
 CONFIG = WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=4, text_dim=64, text_len=8)
-CHUNK, FRAME_TOKENS = 3, 16
-WINDOW, SINK = 12, 3
-SCHEDULE = Schedule.from_steps([1000, 750, 500, 250], shift=5.0)
+PRESET = PRESETS["demo"]
+CHUNK, SCHEDULE = PRESET.chunk_frames, PRESET.schedule
+FRAME_TOKENS = 16
 EMBEDDINGS = torch.randn(len(VOCABULARY), CONFIG.text_dim, generator=torch.Generator().manual_seed(1234))
 
 
@@ -90,11 +90,10 @@ def loss_at(tree: WanTree, glyphs: Glyphs, stage: Stage, attend: WindowedAttenti
 @torch.no_grad()
 def sample(tree: WanTree, prompts: list[Prompt], chunks: int, seed: int) -> Tensor:
     """Stream `chunks` chunks as a user would: pixels [batch, frames, 32, 32]."""
-    cache = FloatCache(WINDOW, SINK, sink_follows=True)
-    draw = from_seeds([seed + i for i in range(len(prompts))])
-    noise = (draw((len(prompts), CONFIG.in_dim, CHUNK, 8, 8)) for _ in range(chunks))
-    denoiser = Denoiser(tree, CONFIG, encode_text(tree, CONFIG, embed(prompts)), cache)
-    return decode(torch.cat([c.latents for c in stream(denoiser, noise, SCHEDULE, draw)], dim=2))
+    seeds = [seed + i for i in range(len(prompts))]
+    frames = chunks * CHUNK
+    stream = roll_out(tree, CONFIG, PRESET, embed(prompts), (8, 8), frames, seeds)
+    return decode(torch.cat([chunk.latents for chunk in stream], dim=2))
 
 
 def evaluate(tree: WanTree, reader: DigitReader, prompts: list[Prompt], chunks: int, seed: int) -> dict[str, object]:
@@ -106,9 +105,18 @@ def evaluate(tree: WanTree, reader: DigitReader, prompts: list[Prompt], chunks: 
     return {"digit": [round(v, 4) for v in digit.tolist()], "motion": [round(v, 4) for v in motion.tolist()]}
 
 
+def export(tree: WanTree, training: dict[str, object], folder: Path) -> None:
+    """Write the files that ship: the model in float16 and the prompt table."""
+    dtypes = dict.fromkeys(tree.state_dict(), torch.float16)
+    save(Model(tree, CONFIG, "demo", dtypes, notes={"training": training}), folder / bundle.MODEL.name)
+    save_file({"words": EMBEDDINGS}, folder / bundle.PROMPTS.name, {"vocabulary": "\n".join(VOCABULARY)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for state.pt, demo.safetensors and log.jsonl")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the state, the log and, at the end, the files that ship"
+    )
     parser.add_argument("--judge", type=Path, default=Path("qarvd/demo/judge.safetensors"))
     parser.add_argument("--short-steps", type=int, default=1200)
     parser.add_argument("--long-steps", type=int, default=2400)
@@ -132,7 +140,7 @@ def main() -> None:
         (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0), 2e-3),
     ]
     step, seconds = 0, 0.0
-    state_file = args.out / "state.pt"
+    state_file, log_file = args.out / "state.pt", args.out / "log.jsonl"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         step, seconds = state["step"], state["seconds"]
@@ -140,6 +148,8 @@ def main() -> None:
         average.load_state_dict(state["average"])
         for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        kept = [line for line in log_file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log_file.write_text("".join(f"{line}\n" for line in kept))
         print(f"resuming at step {step} of {total}")
 
     def save() -> None:
@@ -154,7 +164,7 @@ def main() -> None:
         os.replace(state_file.with_suffix(".new"), state_file)
 
     def note(entry: dict[str, object]) -> None:
-        with (args.out / "log.jsonl").open("a") as log:
+        with log_file.open("a") as log:
             log.write(json.dumps(entry) + "\n")
         print(entry, flush=True)
 
@@ -188,7 +198,8 @@ def main() -> None:
         if step % 300 == 0 or step == total:
             save()
             note({"step": step, **evaluate(average, reader, split_prompts()[1][:64], 7, seed=0)})
-    print(f"trained in {seconds / 60:.1f} minutes; now run tools/export_demo.py")
+    export(average, {"steps": step, "minutes": round(seconds / 60)}, args.out)
+    print(f"trained in {seconds / 60:.1f} minutes; copy {args.out}/*.safetensors to {bundle.FOLDER} to ship them")
 
 
 if __name__ == "__main__":

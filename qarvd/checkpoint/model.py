@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ShapeError
 from ..files import replacing
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
@@ -24,6 +25,8 @@ from ..wan.tree import WanTree
 from .quantized import quantized_names, read_linear, write_linear
 from .read import Contents, read
 
+FORMAT = 1
+"""Version of the file format."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -49,56 +52,70 @@ def load(path: Path, preset: str | None = None) -> Model:
     """Read a causal Wan checkpoint, quantized or not, keeping its dtypes.
 
     `preset` names the family of a file that does not say so itself. Raises CheckpointError, naming the tensors, where
-    some are missing, extra, or of another shape or dtype.
+    some are missing, extra, of another shape or dtype, or not finite.
     """
     contents = read(path)
+    try:
+        return _assemble(contents, preset)
+    except (CheckpointError, ShapeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _assemble(contents: Contents, preset: str | None) -> Model:
     transformer = contents.json("config").get("transformer", {})
     ours = contents.json("qarvd")
-    if preset is None:
-        preset = ours.get("preset")
-    if preset is None:
-        raise CheckpointError(
-            f"{path} does not say which family it belongs to, and from its tensors a bidirectional Wan model looks the "
-            f"same as an autoregressive one. If it is autoregressive, name its family with --preset: "
-            f"{', '.join(PRESETS)}."
-        )
-    find_preset(preset)
+    versions = ours.get("versions", {})
+    if not isinstance(transformer, dict) or not isinstance(versions, dict):
+        raise CheckpointError("The metadata should hold objects under transformer and versions; it is damaged.")
+    if (stored := versions.get("format", FORMAT)) != FORMAT:
+        raise CheckpointError(f"The file is of format {stored!r}; this version of qarvd reads format {FORMAT}.")
     tensors = contents.tensors
     if "checksum" in ours and ours["checksum"] != checksum(tensors):
-        raise CheckpointError(f"The tensors of {path} do not match its checksum; the file is damaged. Get it again.")
+        raise CheckpointError("The tensors do not match the checksum; the file is damaged. Get it again.")
 
     weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
     shapes = {key: tuple(t.shape) for key, t in tensors.items()}
     shapes |= {f"{name}.weight": weight.shape for name, weight in weights.items()}
     config = WanConfig.from_shapes(shapes, transformer)
+    family = preset or ours.get("preset")
+    if family is None or transformer.get("causal_ar") is False:
+        raise CheckpointError(
+            "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
+            f"model looks the same. If it is autoregressive, name its family with --preset: {', '.join(PRESETS)}."
+        )
+    find_preset(str(family))
     with torch.device("meta"):
         tree = WanTree(config)
-    _check(contents, tree, shapes, set(weights))
+    _check(tensors, tree, shapes, quantized=bool(weights))
     for name, weight in weights.items():
-        bias = tensors.get(f"{name}.bias")
-        tree.set_submodule(name, QuantizedLinear(weight, bias))
+        tree.set_submodule(name, QuantizedLinear(weight, tensors.get(f"{name}.bias")))
     tree.load_state_dict(tensors, strict=True, assign=True)
     tree.requires_grad_(False).eval()
     recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
-    return Model(tree, config, preset, {key: t.dtype for key, t in tensors.items()}, recipe, notes)
+    return Model(tree, config, str(family), {key: t.dtype for key, t in tensors.items()}, recipe, notes)
 
 
-def _check(contents: Contents, tree: nn.Module, shapes: Mapping[str, tuple[int, ...]], quantized: set[str]) -> None:
+def _check(
+    tensors: Mapping[str, Tensor], tree: nn.Module, shapes: Mapping[str, tuple[int, ...]], quantized: bool
+) -> None:
     expected = {key: tuple(t.shape) for key, t in tree.state_dict().items()}
     missing, extra = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
     if missing or extra:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(extra)} too many"] * bool(extra)
-        raise CheckpointError(f"{contents.path} {' and '.join(parts)}; it is not a whole text-to-video Wan model.")
+        lacks = f"it lacks {_some(missing)}" if missing else ""
+        has = f"it has, beyond a Wan model, {_some(extra)}" if extra else ""
+        raise CheckpointError(
+            f"This is not a whole text-to-video Wan model: {' and '.join(filter(None, (lacks, has)))}."
+        )
     for key, shape in shapes.items():
         if shape != expected[key]:
-            raise CheckpointError(f"{key} of {contents.path} has shape {shape}; {expected[key]} was expected.")
-    for key, tensor in contents.tensors.items():
+            raise CheckpointError(f"{key} has shape {shape}; {expected[key]} was expected.")
+    for key, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
-            raise CheckpointError(
-                f"{key} of {contents.path} is {tensor.dtype}; float16, bfloat16 or float32 was expected"
-                f"{'' if quantized else '. Start from the full-precision checkpoint'}."
-            )
+            advice = "" if quantized else " Start from the full-precision checkpoint."
+            raise CheckpointError(f"{key} is {tensor.dtype}; float16, bfloat16 or float32 was expected.{advice}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{key} holds NaN or infinite values; the checkpoint is damaged.")
 
 
 def _some(names: list[str]) -> str:
@@ -126,7 +143,7 @@ def save(model: Model, path: Path) -> None:
         "preset": model.preset_name,
         "recipe": json.loads(model.recipe.to_json()) if model.recipe else None,
         **model.notes,
-        "versions": {"qarvd": __version__, "torch": version("torch"), "format": 1},
+        "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
         "checksum": checksum(tensors),
     }
     metadata = {
@@ -138,13 +155,18 @@ def save(model: Model, path: Path) -> None:
         "qarvd": json.dumps(about),
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} could not be written: {error}.") from error
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and bytes of all tensors, in the order of their names."""
+    """SHA-256 over name, dtype, shape and bytes of all tensors, in the order of their names (docs/format.md)."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        digest.update(key.encode())
-        digest.update(tensors[key].detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[key].detach().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{key} {dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ShapeError
 from ..ops.codecs import CODECS
 from ..ops.split import ChannelSplit
 from ..ops.weight import LEAST_RATIO, QuantizedWeight
@@ -40,7 +40,9 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     """Take one quantized linear's tensors out of `tensors`. Raises CheckpointError where they are not as specified."""
     marker = tensors.pop(f"{name}.{MARKER}")
     try:
-        declared = json.loads(bytes(marker.tolist()))["format"]
+        if marker.dtype != torch.uint8:
+            raise TypeError(marker.dtype)
+        declared = str(json.loads(bytes(marker.tolist()))["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.") from error
     if declared not in FORMATS:
@@ -51,14 +53,21 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
         raise CheckpointError(f"{name} is marked {declared} but lacks {', '.join(f'{name}.{p}' for p in missing)}.")
     codes = tensors.pop(f"{name}.weight")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
-    stored = torch.int8 if codec.bits == 8 else torch.uint8
-    for part, tensor, dtype in (("weight", codes, stored), *((p, parts[p], d) for p, d in _PARTS.items())):
+    for part, tensor, dtype in (("weight", codes, codec.stored), *((p, parts[p], d) for p, d in _PARTS.items())):
         if tensor is not None and tensor.dtype != dtype:
             raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {declared} stores it as {dtype}.")
     scale, outliers = parts["weight_scale"], parts["weight_outlier_idx"]
     assert scale is not None and outliers is not None
-    split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()))
-    weight = QuantizedWeight(codec, split, codes, scale, parts["weight_zero"])
+    if codes.ndim != 2 or outliers.ndim != 1:
+        raise CheckpointError(
+            f"{name}.weight and {name}.weight_outlier_idx have shapes {tuple(codes.shape)} and "
+            f"{tuple(outliers.shape)}; two axes and one were expected."
+        )
+    try:
+        split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()))
+        weight = QuantizedWeight(codec, split, codes, scale, parts["weight_zero"])
+    except ShapeError as error:
+        raise CheckpointError(f"The parts of {name} do not fit: {error}") from error
     if not (torch.isfinite(scale).all() and (scale > 0).all() and (scale[:, 1] >= scale[:, 0] * LEAST_RATIO).all()):
         raise CheckpointError(
             f"{name}.weight_scale must be finite and positive, the normal scale at least 1/256 of the outlier scale."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,12 @@ from ..errors import CheckpointError
 from .naming import normalise, unwrap
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+
+DAMAGED = (
+    *(UnpicklingError, EOFError, OSError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error),
+)
+"""What torch's reader of plain tensors raises; those of the second line where it trips over damaged bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Contents:
             return {}
         try:
             value = json.loads(self.metadata[key])
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise CheckpointError(f"The metadata {key!r} of {self.path} is not JSON: {error}.") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"The metadata {key!r} of {self.path} is not a JSON object.")
@@ -57,7 +64,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}). Download or write it again."
         ) from error
@@ -66,11 +73,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated, or holds more than plain tensors ({first}).") from error
     tensors = unwrap(content) if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in tensors.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name; a model's state dict was expected.")
     return tensors

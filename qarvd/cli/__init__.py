@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import torch
+
 from ..errors import QarvdError
 
 VERBS = ("demo", "quantize", "stream", "inspect", "compare")
@@ -26,12 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         modules[args.verb].run(args)
-    except QarvdError as error:
+    except (QarvdError, OSError, torch.OutOfMemoryError) as error:
         if args.debug:
             raise
-        print(f"qarvd: {error}", file=sys.stderr)
+        print(f"qarvd: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("qarvd: stopped.", file=sys.stderr)
+        print("qarvd: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "Memory ran out; take a smaller --window or --size, or --cache int8."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}."
+    return str(error)

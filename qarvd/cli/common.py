@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..checkpoint.model import Model, load
+from ..demo.bundle import MODEL
 from ..errors import SettingError
+from ..files import part_beside
 from ..ops.linear import QuantizedLinear
 from ..stream.presets import PRESETS
 
@@ -24,17 +25,13 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def load_model(name: str, preset: str | None = None) -> Model:
     """Load a checkpoint file, or the bundled demo model."""
-    from ..demo.bundle import MODEL
-
     return load(MODEL if name == "demo" else Path(name), preset)
 
 
 def ready(model: Model, device: str) -> None:
-    """Move to `device` in the dtype it computes in (float32 on a CPU), prepare the linears, and voice caveats."""
+    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), prepare, and voice caveats."""
     target = pick_device(device)
-    model.tree.to(target)
-    if target.type == "cpu":
-        model.tree.float()
+    model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
     caveats = {}
     for module in model.tree.modules():
         if isinstance(module, QuantizedLinear):
@@ -45,19 +42,21 @@ def ready(model: Model, device: str) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU. Raises SettingError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return torch.device(name)
+    """`auto` is the first CUDA card, else the CPU. Raises SettingError for a device that is not there."""
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    known = {"cpu": "cpu", "auto": (*cards, "cpu")[0], **{card: card for card in cards}}
+    if cards:
+        known["cuda"] = cards[0]
+    if name not in known:
+        raise SettingError(f"The device {name!r} is not here; choose from {', '.join(known)}.")
+    return torch.device(known[name])
 
 
-def advance(bar: tqdm) -> None:
-    """Count one more on a progress bar."""
-    bar.update()
+def check_out(path: Path, suffix: str) -> None:
+    """Refuse, before the work, a name of another kind of file or one that nothing can be written to."""
+    if path.suffix != suffix:
+        raise SettingError(f"{path} must end in {suffix}.")
+    part_beside(path).unlink()
 
 
 def say(text: str) -> None:

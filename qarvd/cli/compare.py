@@ -40,15 +40,21 @@ def run(args: argparse.Namespace) -> None:
 def read_clip(name: str) -> Tensor | None:
     """The frames [frames, ...] of a video or of latents; None where the file is no clip."""
     path = Path(name)
+    if name != "demo" and not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
     if path.suffix == ".mp4":
         try:
             with av.open(str(path)) as container:
                 frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
         except (FFmpegError, IndexError) as error:
             raise CheckpointError(f"{path} cannot be read as a video: {error}.") from error
+        if not frames:
+            raise CheckpointError(f"{path} holds no frames.")
         return torch.stack(frames).float() / 255
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors":
         latents = read(path).tensors.get("latents")
+        if latents is not None and latents.ndim != 5:
+            raise CheckpointError(f"{path} holds latents of shape {tuple(latents.shape)}; five axes were expected.")
         return None if latents is None else latents.float().movedim(2, 0)
     return None
 

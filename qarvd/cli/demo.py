@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.model import Model, load, save
 from ..demo import bundle, experiment, pixels
+from ..demo.pace import measure
 from ..errors import SettingError
 from ..files import replacing
 from ..quantize.model import LayerReport
@@ -22,10 +24,11 @@ from ..report.page import Clip, Figure, Picture, render_page
 from ..report.png import png_bytes, write_png
 from ..report.sheet import contact_sheet
 from ..report.video import VideoWriter
-from .common import advance, load_model, ready, say, size_text, text_table
+from .common import load_model, ready, say, size_text, text_table
 from .quantize import quantize
 
 HELP = "the main job on the bundled model: detect outliers, quantize to W8A8 and W4A8, stream all three, report"
+BATCH = 64
 SHOWN = 8
 """Clips in each video and rows of the contact sheet."""
 
@@ -50,52 +53,57 @@ def run(args: argparse.Namespace) -> None:
     for name, recipe in RECIPES.items():
         path = args.out / f"demo-{name}.safetensors"
         quantized, layers[name] = quantize(load_model("demo"), recipe)
-        save(replace(quantized), path)
+        save(quantized, path)
         variants[name] = (load(path), path)  # what is measured is what was written
 
     cases = experiment.samples(args.samples)
     prompts = [prompt for prompt, _ in cases]
     reader, reader_accuracy = bundle.load_judge()
-    outcomes: dict[str, experiment.Outcome] = {}
+    latents: dict[str, Tensor] = {}
     verdicts: dict[str, experiment.Verdict] = {}
-    for name, (model, _) in variants.items():
+    figures: dict[str, dict[str, object]] = {}
+    for name, (model, path) in variants.items():
+        pace = measure(path, args.chunks)
         ready(model, "cpu")
-        with tqdm(total=-(-len(cases) // 64) * args.chunks, unit="chunk", desc=f"streaming {name}") as bar:
-            outcomes[name] = experiment.run(model, cases, args.chunks, 64, lambda chunk: advance(bar))
-        chunk_frames = model.preset.chunk_frames
-        verdicts[name] = experiment.judge(reader, outcomes[name].latents, prompts, chunk_frames)
-    full = outcomes["full"]
-    figures = {
-        name: experiment.metrics(model, path, outcomes[name], verdicts[name], full)
-        for name, (model, path) in variants.items()
-    }
+        with tqdm(total=-(-len(cases) // BATCH) * args.chunks, unit="chunk", desc=f"streaming {name}") as bar:
+            latents[name] = experiment.run(model, cases, args.chunks, BATCH, lambda chunk: bar.update())
+        verdicts[name] = experiment.judge(reader, latents[name], prompts, model.preset.chunk_frames)
+        quality = experiment.metrics(model, latents[name], latents["full"], verdicts[name])
+        figures[name] = {"bytes": path.stat().st_size, **quality, **asdict(pace)}
+    figures["full"]["digit_loss_points"] = None
     for name in layers:
         mean, low, high = experiment.paired_loss(verdicts["full"].digit, verdicts[name].digit, groups=64)
         figures[name]["digit_loss_points"] = {"mean": mean, "interval_95": [low, high]}
     print(text_table([{"variant": name, **_short(entry)} for name, entry in figures.items()]))
     print(f"The digit judge itself is right on {reader_accuracy:.1%} of digits that nobody was trained on.")
-    _write_report(args.out, variants, layers, outcomes, figures, [str(p) for p in prompts[:SHOWN]], reader_accuracy)
+    _write_report(args.out, variants, layers, latents, figures, [str(p) for p in prompts[:SHOWN]], reader_accuracy)
     with replacing(args.out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     say(f"wrote {args.out}/report.html and the files beside it in {time.perf_counter() - began:.0f} s")
 
 
 def _short(entry: dict[str, object]) -> dict[str, object]:
-    """The figures of the printed table: bytes as MB, the loss as one number."""
-    row = {key: value for key, value in entry.items() if key != "digit_loss_points"}
-    return {key: size_text(value) if isinstance(value, int) and "bytes" in key else value for key, value in row.items()}
+    """The figures of the table: bytes as MB, the loss with its interval in one cell."""
+    row = {
+        key: size_text(value) if isinstance(value, int) and "bytes" in key else value for key, value in entry.items()
+    }
+    loss = entry["digit_loss_points"]
+    if isinstance(loss, dict):
+        low, high = loss["interval_95"]
+        row["digit_loss_points"] = f"{loss['mean']:.2f} [{low:.2f}, {high:.2f}]"
+    return row
 
 
 def _write_report(
     out: Path,
     variants: dict[str, tuple[Model, Path]],
     layers: dict[str, list[LayerReport]],
-    outcomes: dict[str, experiment.Outcome],
+    latents: dict[str, Tensor],
     figures: dict[str, dict[str, object]],
     prompts: list[str],
     reader_accuracy: float,
 ) -> None:
-    clips = {name: pixels.decode(outcome.latents[:SHOWN]) for name, outcome in outcomes.items()}
+    clips = {name: pixels.decode(latent[:SHOWN]) for name, latent in latents.items()}
     for name, clip in clips.items():
         with VideoWriter(out / f"{name}.mp4", bundle.FRAMES_PER_SECOND, scale=6) as video:
             video.write(torch.cat([torch.cat(list(clip[i : i + 4]), dim=2) for i in range(0, SHOWN, 4)], dim=1))
@@ -104,9 +112,7 @@ def _write_report(
     write_png(out / "contact-sheet.png", sheet)
 
     chunk_frames = variants["full"][0].preset.chunk_frames
-    errors = {
-        name: experiment.chunk_errors(outcomes[name].latents, outcomes["full"].latents, chunk_frames) for name in layers
-    }
+    errors = {name: experiment.chunk_errors(latents[name], latents["full"], chunk_frames) for name in layers}
     report = next(iter(layers.values()))
     page = render_page(
         title="qarvd demo",

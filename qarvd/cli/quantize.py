@@ -9,10 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checkpoint.model import Model, save
-from ..errors import SettingError
 from ..quantize.model import LayerReport, linear_groups, quantize_tree
 from ..recipe import RECIPES, Recipe
-from .common import add_model, advance, load_model, size_text, text_table
+from .common import add_model, check_out, load_model, size_text, text_table
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
 
@@ -28,24 +27,18 @@ def run(args: argparse.Namespace) -> None:
     recipe = RECIPES[args.recipe]
     if args.single_scale:
         recipe = replace(recipe, outliers="none")
-    check_out(args.out)
+    check_out(args.out, ".safetensors")
     model, reports = quantize(load_model(args.model, args.preset), recipe)
     save(model, args.out)
     print(text_table(by_kind(reports)))
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
-def check_out(path: Path) -> None:
-    """Refuse a name that is not a safetensors file, before the work."""
-    if path.suffix != ".safetensors":
-        raise SettingError(f"{path} must end in .safetensors.")
-
-
 def quantize(model: Model, recipe: Recipe) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place and note in the model what each layer got."""
     count = sum(map(len, linear_groups(model.config.num_layers)))
     with tqdm(total=count, unit="linear", desc="quantizing", leave=False) as bar:
-        reports = quantize_tree(model.tree, model.config.num_layers, recipe, lambda name: advance(bar))
+        reports = quantize_tree(model.tree, model.config.num_layers, recipe, lambda name: bar.update())
     layers = {report.name: {k: v for k, v in asdict(report).items() if k != "name"} for report in reports}
     return replace(model, recipe=recipe, notes={**model.notes, "layers": layers}), reports
 

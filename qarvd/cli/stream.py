@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
-from .common import add_model, load_model, ready, say
+from .common import add_model, check_out, load_model, ready, say
 
 HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
 
@@ -47,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_guidance(args.cfg)
-    if args.out.suffix != ".mp4":
-        raise SettingError(f"{args.out} must end in .mp4.")
+    check_out(args.out, ".mp4")
+    if args.endless and args.latents:
+        raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
+    if args.latents:
+        check_out(args.latents, ".safetensors")
     model = load_model(args.model, args.preset)
     demo = model.preset_name == "demo"
     preset = windowed(model.preset, args.window, args.sink)
@@ -75,6 +79,8 @@ def run(args: argparse.Namespace) -> None:
     done = 0
     latents: list[Tensor] = []
     fps, scale = (bundle.FRAMES_PER_SECOND, 8) if demo else (4, 4)  # Wan: 16 pixel frames a second, 4 per latent frame
+    stopped = False
+    began = time.perf_counter()
     with VideoWriter(args.out, fps, scale) as video, tqdm(total=total, unit="chunk") as bar:
         try:
             for chunk in chunks:
@@ -82,13 +88,19 @@ def run(args: argparse.Namespace) -> None:
                 if args.latents:
                     latents.append(chunk.latents.cpu())
                 done += chunk.latents.shape[2]
+                bar.set_postfix_str(f"{pixel_frames(done, demo) / (time.perf_counter() - began):.2f} pixel frames/s")
                 bar.update()
-                bar.set_postfix_str(f"{pixel_frames(done, demo) / bar.format_dict['elapsed']:.2f} pixel frames/s")
-        finally:
-            if latents:
-                with replacing(args.latents) as temporary:
-                    save_file({"latents": torch.cat(latents, dim=2)}, temporary)
-    say(f"wrote {args.out}" + ("" if demo else " (a small preview: decode the latents with Wan's VAE)"))
+        except KeyboardInterrupt:
+            stopped = True
+    if latents:
+        with replacing(args.latents) as temporary:
+            save_file({"latents": torch.cat(latents, dim=2)}, temporary)
+    note = "" if demo else " (a small preview: decode the latents with Wan's VAE)"
+    say(f"stopped after {done} latent frames" if stopped else f"streamed {done} latent frames")
+    if done:
+        say(f"wrote {args.out}{note}")
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
@@ -127,6 +139,10 @@ def read_embeddings(name: str) -> Tensor:
             "safetensors file of embeddings [tokens, text_dim]."
         )
     tensor = _one_tensor(path, "text_embeds")
+    if tensor.ndim not in (2, 3):
+        raise CheckpointError(
+            f"{path} holds a tensor of shape {tuple(tensor.shape)}; embeddings are [tokens, text_dim]."
+        )
     return tensor[None] if tensor.ndim == 2 else tensor
 
 
@@ -142,4 +158,7 @@ def _one_tensor(path: Path, key: str) -> Tensor:
     tensors = read(path).tensors
     if key not in tensors and len(tensors) != 1:
         raise CheckpointError(f"{path} holds {len(tensors)} tensors and none is called {key!r}.")
-    return tensors.get(key, next(iter(tensors.values())))
+    tensor = tensors.get(key, next(iter(tensors.values())))
+    if not (tensor.numel() and tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path} holds a tensor {tuple(tensor.shape)} that is empty or not of finite floats.")
+    return tensor

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import statistics
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +22,6 @@ PEAK = 1 / DEVIATION
 """Range of the latents: pixels run from 0 to 1, so that PSNR in latents is PSNR in pixels."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one variant generated, and how fast."""
-
-    latents: Tensor
-    """[samples, 16, frames, 8, 8]"""
-    first_frame_seconds: float
-    seconds_per_chunk: float
-    peak_memory_bytes: int
-
-
 def samples(count: int) -> list[tuple[Prompt, int]]:
     """`count` pairs of a held-out prompt and a seed: 64 prompts with seed after seed."""
     prompts = split_prompts()[1][:64]
@@ -47,14 +29,9 @@ def samples(count: int) -> list[tuple[Prompt, int]]:
 
 
 def run(
-    model: Model, cases: Sequence[tuple[Prompt, int]], chunks: int, batch: int, on_chunk: Callable[[Chunk], None]
-) -> Outcome:
-    """Time one stream by itself, then stream all cases in batches."""
-    with peak_memory() as peak:
-        arrivals = [time.perf_counter()]
-        for _ in clip(model, cases[:1], chunks):
-            arrivals.append(time.perf_counter())
-    steps = [b - a for a, b in itertools.pairwise(arrivals)]
+    model: Model, cases: Sequence[tuple[Prompt, int]], chunks: int, batch: int, on_chunk: Callable[[Chunk], object]
+) -> Tensor:
+    """Stream all cases in batches: latents [samples, 16, frames, 8, 8]."""
     latents = []
     for first in range(0, len(cases), batch):
         parts = []
@@ -62,7 +39,7 @@ def run(
             parts.append(chunk.latents)
             on_chunk(chunk)
         latents.append(torch.cat(parts, dim=2))
-    return Outcome(torch.cat(latents), steps[0], statistics.median(steps), peak[0])
+    return torch.cat(latents)
 
 
 def clip(model: Model, cases: Sequence[tuple[Prompt, int]], chunks: int) -> Iterator[Chunk]:
@@ -71,31 +48,6 @@ def clip(model: Model, cases: Sequence[tuple[Prompt, int]], chunks: int) -> Iter
     frames = chunks * model.preset.chunk_frames
     side = (LATENT_SIDE, LATENT_SIDE)
     return roll_out(model.tree, model.config, model.preset, embed(prompts), side, frames, seeds)
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Fill in the process's largest resident size, in bytes, while the body ran."""
-    peak = [_resident()]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _resident() -> int:
-    """Resident bytes of this process; 0 where the system does not tell (it does on Linux)."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def psnr(latents: Tensor, reference: Tensor) -> float | None:
@@ -137,26 +89,22 @@ def paired_loss(full: Tensor, other: Tensor, groups: int) -> tuple[float, float,
     loss = 100 * (full - other)
     if len(loss) > groups:
         loss = torch.stack([loss[g::groups].mean() for g in range(groups)])
-    half = 1.96 * loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else math.nan
+    half = 2.0 * loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else math.nan
     mean = loss.mean().item()
     return mean, mean - half, mean + half
 
 
-def metrics(model: Model, path: Path, outcome: Outcome, verdict: Verdict, reference: Outcome) -> dict[str, object]:
-    """One variant's entry of metrics.json; figures against full precision are None for full precision itself."""
+def metrics(model: Model, latents: Tensor, reference: Tensor, verdict: Verdict) -> dict[str, float | None]:
+    """One variant's figures; those against full precision are None for full precision itself."""
     last = slice(-model.preset.chunk_frames, None)
     return {
-        "samples": len(outcome.latents),
-        "bytes": path.stat().st_size,
+        "samples": len(latents),
         "weight_bits": round(weight_bits(model), 3),
-        "psnr_db": psnr(outcome.latents, reference.latents),
-        "psnr_last_chunk_db": psnr(outcome.latents[:, :, last], reference.latents[:, :, last]),
+        "psnr_db": psnr(latents, reference),
+        "psnr_last_chunk_db": psnr(latents[:, :, last], reference[:, :, last]),
         "digit_accuracy_first": verdict.first.mean().item(),
         "digit_accuracy_last": verdict.last.mean().item(),
         "motion_accuracy": verdict.motion.mean().item(),
-        "first_frame_seconds": outcome.first_frame_seconds,
-        "seconds_per_chunk": outcome.seconds_per_chunk,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
     }
 
 

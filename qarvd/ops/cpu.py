@@ -28,9 +28,20 @@ def refuses(weight: QuantizedWeight) -> str | None:
     """Why the CPU backend can't run `weight`."""
     if weight.codes.device.type != "cpu":
         return f"the weight is on {weight.codes.device}"
-    if not torch.backends.mkldnn.is_available():
-        return "this torch was built without oneDNN"
-    return None
+    return _trouble()
+
+
+@cache
+def _trouble() -> str | None:
+    """Why this torch's 8-bit products can't be used on this processor, found by running a small one."""
+    codes = (torch.arange(16 * 64).view(16, 64) % 15 - 7).to(torch.int8)
+    try:
+        came = _byte_product(codes, torch.ones(16))(codes)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        return f"this torch lacks oneDNN's 8-bit products ({str(error).splitlines()[0]})"
+    return (
+        None if torch.equal(came.double(), codes.double() @ codes.double().T) else "oneDNN's 8-bit products are wrong"
+    )
 
 
 def _caveat(weight: QuantizedWeight) -> str | None:

@@ -45,7 +45,7 @@ def _kv_append(*_: object) -> None:
 
 
 def _kv_attention(query: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(query)
+    return query.new_empty(query.shape)
 
 
 _OPS: dict[str, tuple[str, Callable[..., object], Callable[..., object]]] = {

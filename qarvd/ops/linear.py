@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShapeError
 from . import library
 from .backend import Backend, QuantizedActivation, Run, choose
 from .weight import QuantizedWeight
@@ -19,7 +20,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._order = None if not weight.split.n_outlier else weight.split.order
+        self._order = None if not weight.split.n_outlier else weight.split.order.to(weight.codes.device)
         self._run: Run | None = None
 
     @property
@@ -33,7 +34,12 @@ class QuantizedLinear(nn.Module):
             self._run = self.backend.prepare(self.weight, self.bias)
 
     def quantize(self, x: Tensor, guard: float) -> QuantizedActivation:
-        """Quantize `x` [..., in] for this layer, and for others with its split and at most this guard."""
+        """Quantize `x` [..., in] for this layer, and for others with its split and at most this guard.
+
+        Raises ShapeError for tokens of another width.
+        """
+        if x.shape[-1] != self.weight.shape[1]:
+            raise ShapeError(f"Tokens of shape {tuple(x.shape)} came to a linear of {self.weight.shape[1]} channels.")
         codes, scale, sums = library.quantize_activation(x, self._order, self.weight.split.n_outlier, guard)
         return QuantizedActivation(codes, scale, sums, x.shape, x.dtype)
 
@@ -49,7 +55,7 @@ class QuantizedLinear(nn.Module):
         assert self._run is not None
         if isinstance(x, Tensor):
             x = self.quantize(x, self.weight.guard)
-        return self._run(x).view(*x.shape[:-1], -1)
+        return self._run(x).view(*x.shape[:-1], self.weight.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Follow `.to(device)`; codes and scales keep their dtypes."""

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from .codecs import codec_of
 
 QMAX = 127
@@ -116,9 +117,11 @@ def kv_append(
 
     `key` (rotated) and `value` [batch, heads, tokens, head_dim]; codes int8 [batch, heads, capacity, head_dim];
     scales float32 [batch, heads, capacity], one per token and head; `key_offset` [batch, heads, head_dim] is taken off
-    every key first (the same in `kv_attention`).
+    every key first (the same in `kv_attention`). Raises ShapeError for more tokens than the ring holds.
     """
     capacity, tokens = key_codes.shape[2], key.shape[2]
+    if tokens > capacity:
+        raise ShapeError(f"{tokens} tokens do not fit a ring of {capacity}.")
     slots = torch.arange(position, position + tokens, device=key.device) % capacity
     if key_offset is not None:
         key = key.float() - key_offset.float().unsqueeze(2)

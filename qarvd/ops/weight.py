@@ -56,6 +56,7 @@ class QuantizedWeight:
         """Least ratio of normal to outlier activation scale that keeps the accumulator below 2^30 at the fold."""
         if not self.split.n_outlier:
             return 0.0
+        # 128: the 4-bit code -8 counts as -128 where kernels read 16 times the code.
         steepest = (self.scale[:, 0] / self.scale[:, 1]).max().item()
         return self.split.n_outlier * 127 * 128 * steepest / 2**30
 

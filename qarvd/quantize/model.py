@@ -29,7 +29,7 @@ class LayerReport:
     relative_error: float
     """Squared error of the dequantized weight over the squared weight."""
     kept: str | None = None
-    """Why it stayed in full precision, or None."""
+    """Why it stayed in 16 bits, or None."""
 
 
 def linear_groups(num_layers: int) -> Iterator[tuple[str, ...]]:
@@ -59,14 +59,17 @@ def choose_split(weights: Sequence[Tensor], recipe: Recipe) -> ChannelSplit:
 
 @torch.no_grad()
 def quantize_tree(
-    tree: nn.Module, num_layers: int, recipe: Recipe, on_layer: Callable[[str], None] = lambda name: None
+    tree: nn.Module, num_layers: int, recipe: Recipe, on_layer: Callable[[str], object] = lambda name: None
 ) -> list[LayerReport]:
     """Replace the tree's linears by quantized ones, in place; every weight is freed as its codes are made.
 
-    Raises CheckpointError for a weight with NaN or infinite values and SettingError for an unknown rounding method.
+    Raises CheckpointError for a weight with NaN or infinite values and SettingError for an unknown rounding method
+    or an unknown name among those to keep.
     """
     if recipe.rounding not in ROUNDING:
         raise SettingError(f"There is no rounding method {recipe.rounding!r}; choose from {', '.join(ROUNDING)}.")
+    if unknown := set(recipe.keep).difference(*linear_groups(num_layers)):
+        raise SettingError(f"The recipe keeps {sorted(unknown)}, which are not among this model's quantized linears.")
     codec = codec_of(recipe.weight_bits)
     reports = []
     for names in linear_groups(num_layers):
@@ -78,7 +81,7 @@ def quantize_tree(
             weight = linear.weight
             if split is None:
                 shape = (weight.shape[0], weight.shape[1])
-                reports.append(LayerReport(name, shape, 0, 8 * weight.element_size(), weight.nbytes, 0.0, reason))
+                reports.append(LayerReport(name, shape, 0, 16, 2 * weight.numel(), 0.0, reason))
             else:
                 quantized = ROUNDING[recipe.rounding](weight, split, codec)
                 error = relative_error(weight, quantized.dequantize())

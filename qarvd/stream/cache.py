@@ -21,11 +21,16 @@ class KVCache(ABC):
     that in slot sink + (f - sink) mod (frames - sink), so nothing is ever moved. Attention does not mind the order.
     """
 
-    def __init__(self, frames: int, sink: int = 0, sink_follows: bool = False) -> None:
-        """`sink_follows` keeps the sink at its distance from the window instead of at its absolute position."""
-        if frames < 1 or not 0 <= sink < frames:
-            raise SettingError(f"A window of {frames} latent frames with a sink of {sink} leaves no room to roll.")
-        self.frames, self.sink, self.sink_follows = frames, sink, sink_follows
+    def __init__(self, frames: int, sink: int = 0, sink_follows: bool = False, chunk_frames: int = 1) -> None:
+        """`sink_follows` keeps the sink at its distance from the window instead of at its absolute position.
+
+        `chunk_frames` is the size of a full chunk. Raises SettingError where that does not fit beside the sink.
+        """
+        if sink < 0 or chunk_frames < 1 or frames - sink < chunk_frames:
+            raise SettingError(
+                f"A window of {frames} latent frames with a sink of {sink} has no room for chunks of {chunk_frames}."
+            )
+        self.frames, self.sink, self.sink_follows, self.chunk_frames = frames, sink, sink_follows, chunk_frames
         self.reset()
 
     def reset(self) -> None:
@@ -83,7 +88,8 @@ class FloatCache(KVCache):
     def reset(self) -> None:
         super().reset()
         self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
-        self._sink_keys: dict[int, Tensor] = {}
+        self._sinks: dict[int, tuple[Tensor, int]] = {}
+        """Of each layer, the sink's keys where they stood, and by how many frames the cache's copy is shifted."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._pair(layer, key)
@@ -103,13 +109,16 @@ class FloatCache(KVCache):
 
     def _move_sink(self, layer: int, keys: Tensor) -> None:
         tokens = self.sink * self.frame_tokens
-        if layer not in self._sink_keys:
-            self._sink_keys[layer] = keys[:, :, :tokens].clone()
-        keys[:, :, :tokens] = shift_in_time(self._sink_keys[layer], self.evicted)
+        original, shifted = self._sinks.get(layer) or (keys[:, :, :tokens].clone(), 0)
+        if shifted != self.evicted:
+            keys[:, :, :tokens] = shift_in_time(original, self.evicted)
+            self._sinks[layer] = (original, self.evicted)
 
     @property
     def nbytes(self) -> int:
-        tensors = [t for pair in self._pairs.values() for t in pair] + list(self._sink_keys.values())
+        tensors = [t for pair in self._pairs.values() for t in pair] + [
+            original for original, _ in self._sinks.values()
+        ]
         return sum(t.nbytes for t in tensors)
 
 

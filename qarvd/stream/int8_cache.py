@@ -27,17 +27,16 @@ class Int8Cache(KVCache):
     """Int8 keys and values with a scale per token and head; the sink and the newest chunk stay as they come.
 
     A chunk is quantized once, when the next one begins, and its codes never change. The ring has room for the window
-    less the sink and a chunk of the first one's size, so a shorter chunk at the end sees that much less.
+    less the sink and a full chunk, so a shorter chunk that ends a rolled window sees that much less.
     """
+
+    @property
+    def _ring_frames(self) -> int:
+        return self.frames - self.sink - self.chunk_frames
 
     def reset(self) -> None:
         super().reset()
         self._layers: dict[int, _Layer] = {}
-
-    def begin(self, start: int, frames: int, frame_tokens: int) -> None:
-        if self.end == 0:
-            self._ring_frames = max(0, self.frames - self.sink - frames)
-        super().begin(start, frames, frame_tokens)
 
     def _close(self) -> None:
         sink_tokens = max(0, min(self.end, self.sink) - self.start) * self.frame_tokens

@@ -28,8 +28,6 @@ class Preset:
     sink_follows: bool = False
     """Whether the sink keeps its distance to the window (relative positions) or its absolute position."""
     context_noise: float = 0.0
-    trained_frames: int = 21
-    """Length that the family was trained on."""
 
     @property
     def schedule(self) -> Schedule:
@@ -44,17 +42,20 @@ class Preset:
                 f"A window of {self.window} latent frames has no room for a sink of {self.sink} and a chunk of "
                 f"{self.chunk_frames}; widen the window or shorten the sink."
             )
-        held = frames if self.window is None else min(self.window, frames or self.window)
-        if held is None:
+        if frames is not None:
+            # A short chunk, the first one (an image) or the last one, needs room beside whole ones.
+            roomy = frames + (self.chunk_frames - 1 if frames % self.chunk_frames else 0)
+            if self.window is None or roomy <= self.window:
+                return CACHES[codec](roomy, chunk_frames=self.chunk_frames)  # nothing is evicted, so no sink is needed
+        if self.window is None:
             raise SettingError("An endless stream needs a window: give the number of latent frames to keep.")
-        sink = self.sink if self.sink < held else 0
-        return CACHES[codec](max(held, self.chunk_frames), sink, self.sink_follows)
+        return CACHES[codec](self.window, self.sink, self.sink_follows, self.chunk_frames)
 
 
 _FOUR = (1000, 750, 500, 250)
 
 PRESETS: dict[str, Preset] = {
-    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True, trained_frames=24),
+    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True),
     "self-forcing": Preset(3, _FOUR),
     "causal-forcing": Preset(3, _FOUR),
     "causal-forcing-framewise": Preset(1, _FOUR),
@@ -62,6 +63,7 @@ PRESETS: dict[str, Preset] = {
     "causal-forcing-1-step": Preset(3, (1000,), first_steps=_FOUR),
     "causvid": Preset(3, (1000, 757, 522), shift=8.0, warp=False),
     "longlive": Preset(3, _FOUR, window=12, sink=3),
+    "longlive-infinity": Preset(3, _FOUR, window=12, sink=3, sink_follows=True),
     "streamdiffusion-v2": Preset(1, (700, 500, 400, 200), shift=8.0, warp=False, window=6, sink=3),
 }
 """Families by name (published configurations)."""

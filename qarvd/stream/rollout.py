@@ -14,7 +14,7 @@ from ..wan.forward import encode_text
 from .cache import KVCache
 from .noise import NoiseSource, from_seeds
 from .presets import Preset
-from .sampler import Chunk, Denoiser, Step, spans, stream
+from .sampler import Chunk, Denoiser, Step, frame_tokens, spans, stream
 
 
 def check_guidance(scale: float) -> None:
@@ -45,6 +45,7 @@ def roll_out(
     """
     if len(seeds) != len(embeddings):
         raise ShapeError(f"{len(seeds)} seeds came for {len(embeddings)} prompts; give one per sample.")
+    frame_tokens(config, *size)  # refuses a size that does not divide, before the text is encoded
     before = 0 if initial is None else initial.shape[2]
     if initial is not None and initial.shape[:2] + initial.shape[3:] != (len(seeds), config.in_dim, *size):
         raise ShapeError(

@@ -49,13 +49,18 @@ class Denoiser:
     def velocity(self, latents: Tensor, timestep: float, start: int) -> Tensor:
         """Predicted velocity of the chunk that starts at latent frame `start`; its slot in the cache is overwritten."""
         batch, _, frames, height, width = latents.shape
-        _, rows, columns = self.config.patch_size
-        if height % rows or width % columns:
-            raise ShapeError(f"Latents of {height}x{width} do not divide into patches of {rows}x{columns}.")
-        self.cache.begin(start, frames, height * width // (rows * columns))
+        self.cache.begin(start, frames, frame_tokens(self.config, height, width))
         times = torch.full((batch, frames), timestep, dtype=torch.float64, device=latents.device)
         positions = torch.arange(start, start + frames, device=latents.device)
         return predict(self.tree, self.config, latents, times, self.text, self.cache.attend, positions)
+
+
+def frame_tokens(config: WanConfig, height: int, width: int) -> int:
+    """Tokens of a latent frame. Raises ShapeError where it does not divide into patches."""
+    _, rows, columns = config.patch_size
+    if height % rows or width % columns:
+        raise ShapeError(f"Latents of {height}x{width} do not divide into patches of {rows}x{columns}.")
+    return height * width // (rows * columns)
 
 
 def spans(frames: int | None, chunk_frames: int, start: int = 0) -> Iterator[range]:
@@ -80,7 +85,8 @@ def stream(
     """Yield clean chunks, oldest first, one for each tensor of `noise` [batch, channels, frames, height, width].
 
     `initial` chunks (an encoded image, the end of an earlier clip) are written into the cache and not yielded.
-    `fresh_noise` is drawn between steps. `on_step` sees every model call and may raise to stop.
+    `fresh_noise` is drawn between steps. A chunk is handed over before the pass that writes it into the cache, which is
+    for the next one. `on_step` sees every model call and may raise to stop.
     """
     denoiser.cache.reset()
     start = index = 0
@@ -100,10 +106,10 @@ def stream(
             for step, timestep in enumerate(timesteps):
                 if step:
                     sigma = schedule.sigma(timestep)
-                    x = (1 - sigma) * x + sigma * fresh_noise(x.shape)
+                    x = ((1 - sigma) * x.float() + sigma * fresh_noise(x.shape).float()).to(x.dtype)
                 x = clean_at(x, timestep, step)
-            clean_at(x, schedule.context_noise, len(timesteps))
             yield Chunk(index, start, x)
+            clean_at(x, schedule.context_noise, len(timesteps))
             start, index = start + x.shape[2], index + 1
     finally:
         denoiser.cache.reset()

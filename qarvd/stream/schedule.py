@@ -62,7 +62,8 @@ class Schedule:
         def place(nominal: Sequence[int]) -> tuple[float, ...]:
             if not warp:
                 return tuple(float(step) for step in nominal)
-            return tuple(float(sigma_table(shift)[STEPS - int(step)] * STEPS) for step in nominal)
+            table = sigma_table(shift) * STEPS
+            return tuple(min(float(table[STEPS - int(step)]), float(STEPS)) for step in nominal)  # rounding may pass 1
 
         return cls(place(steps), shift, place(first_steps) if first_steps else None, context_noise)
 

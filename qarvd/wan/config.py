@@ -49,19 +49,28 @@ class WanConfig:
         """
         transformer = dict(transformer or {})
 
-        def shape(key: str) -> Sequence[int]:
+        def shape(key: str, axes: int = 2) -> Sequence[int]:
             if key not in shapes:
                 raise CheckpointError(f"{key} is missing: this is not a Wan video transformer.")
+            if len(shapes[key]) != axes or not all(shapes[key]):
+                raise CheckpointError(
+                    f"{key} has shape {tuple(shapes[key])} instead of {axes} axes: this is not a Wan video transformer."
+                )
             return shapes[key]
 
-        dim, in_dim, *patch = shape("patch_embedding.weight")
+        dim, in_dim, *patch = shape("patch_embedding.weight", axes=5)
         blocks = {int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))}
-        if len(patch) != 3 or not blocks or blocks != set(range(len(blocks))):
+        if not blocks or blocks != set(range(len(blocks))):
             raise CheckpointError(
-                f"This is not a Wan video transformer: its patch embedding has {2 + len(patch)} axes (5 expected) "
-                f"and its blocks are {sorted(blocks)} (0, 1, 2, ... expected)."
+                f"This is not a Wan video transformer: its blocks are {sorted(blocks)} (0, 1, 2, ... expected)."
             )
         volume = patch[0] * patch[1] * patch[2]
+        out_dim = shape("head.head.weight")[0] // volume
+        if patch[0] != 1 or in_dim != out_dim:
+            raise CheckpointError(
+                f"This model takes {in_dim} channels in patches of {patch[0]} frames and returns {out_dim}; only "
+                "text-to-video models, with as many channels in as out and patches of one frame, can be streamed."
+            )
         return cls(
             dim=dim,
             ffn_dim=shape("blocks.0.ffn.0.weight")[0],
@@ -71,13 +80,13 @@ class WanConfig:
             text_len=_integer(transformer, "text_len", 512),
             freq_dim=shape("time_embedding.0.weight")[1],
             in_dim=in_dim,
-            out_dim=shape("head.head.weight")[0] // volume,
+            out_dim=out_dim,
             patch_size=(patch[0], patch[1], patch[2]),
         )
 
 
 def _integer(transformer: Mapping[str, object], key: str, default: int) -> int:
     value = transformer.get(key, default)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise CheckpointError(f"The file's metadata says {key} = {value!r}; a positive whole number was expected.")
     return value

@@ -24,9 +24,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections and norms of one attention; the product itself belongs to the caller."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
 
@@ -38,9 +37,9 @@ class Block(nn.Module):
         super().__init__()
         dim, eps = config.dim, config.eps
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.self_attn = Attention(dim, config.num_heads, eps)
+        self.self_attn = Attention(dim, eps)
         self.norm3 = nn.LayerNorm(dim, eps)
-        self.cross_attn = Attention(dim, config.num_heads, eps)
+        self.cross_attn = Attention(dim, eps)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
             nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)

@@ -20,9 +20,9 @@ def tiny_model() -> Model:
         torch.manual_seed(0)
         tree = WanTree(CONFIG)
     tree.requires_grad_(False).eval()
-    for block in tree.blocks:
-        for linear in (block.self_attn.q, block.self_attn.k, block.self_attn.v, block.ffn[2]):  # pyright: ignore
-            linear.weight[:, 5:8] *= 6
+    for name, weight in tree.named_parameters():
+        if name.endswith(("self_attn.q.weight", "self_attn.k.weight", "self_attn.v.weight", "ffn.2.weight")):
+            weight[:, 5:8] *= 6
     matrices = {k: torch.float16 for k, t in tree.state_dict().items() if k.endswith(".weight") and t.ndim > 1}
     return Model(tree, CONFIG, "self-forcing", {k: matrices.get(k, torch.float32) for k in tree.state_dict()})
 

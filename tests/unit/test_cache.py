@@ -26,6 +26,10 @@ class Plan:
     frames: int
     sink: int
     chunks: tuple[int, ...]
+    sink_follows: bool = False
+
+    def cache(self, kind: type[KVCache]) -> KVCache:
+        return kind(self.frames, self.sink, self.sink_follows, max(self.chunks))
 
     def starts(self) -> Iterator[tuple[int, int]]:
         start = 0
@@ -39,11 +43,9 @@ def plans(draw: st.DrawFn, tails: bool = True) -> Plan:
     chunk = draw(st.sampled_from((1, 3)))
     sink = draw(st.integers(0, 4))
     frames = sink + chunk + draw(st.integers(0, 6))
-    chunks = [chunk] * draw(st.integers(1, 8))
-    if tails:
-        image = [1] * draw(st.integers(0, 1))
-        chunks = image + chunks + [draw(st.integers(1, chunk))] * draw(st.integers(0, 2))
-    return Plan(frames, sink, tuple(chunks))
+    image = [1] * draw(st.integers(0, 1))
+    tail = [draw(st.integers(1, chunk))] * draw(st.integers(0, 2)) if tails else []
+    return Plan(frames, sink, (*image, *[chunk] * draw(st.integers(1, 8)), *tail), draw(st.booleans()))
 
 
 def draws(seed: int = 0, tokens: int = TOKENS, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
@@ -71,7 +73,6 @@ class Ledger:
     """The meaning of a cache: every frame ever seen, by number."""
 
     plan: Plan
-    sink_follows: bool = False
     held: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Ledger:
         end, sink = start + key.shape[2] // TOKENS, self.plan.sink
         evicted = max(0, end - self.plan.frames)
         kept = [f for f in range(end) if f < sink or f >= sink + evicted]
-        move = self.sink_follows and evicted
+        move = self.plan.sink_follows and evicted
         keys = [shift_in_time(self.held[f][0], evicted) if move and f < sink else self.held[f][0] for f in kept]
         return F.scaled_dot_product_attention(
             query, torch.cat(keys, dim=2), torch.cat([self.held[f][1] for f in kept], dim=2)
@@ -88,10 +89,10 @@ class Ledger:
 
 
 @settings(deadline=None, max_examples=60)
-@given(plans(), st.booleans())
-def test_attention_reads_the_sink_and_the_newest_frames_at_every_step(plan: Plan, sink_follows: bool) -> None:
-    cache = FloatCache(plan.frames, plan.sink, sink_follows)
-    ledgers = [Ledger(plan, sink_follows) for _ in range(2)]
+@given(plans())
+def test_attention_reads_the_sink_and_the_newest_frames_at_every_step(plan: Plan) -> None:
+    cache = plan.cache(FloatCache)
+    ledgers = [Ledger(plan) for _ in range(2)]
     source = draws()
     for start, frames in plan.starts():
         for _ in range(3):  # two denoising steps and the clean pass
@@ -102,9 +103,9 @@ def test_attention_reads_the_sink_and_the_newest_frames_at_every_step(plan: Plan
 
 
 @settings(deadline=None, max_examples=40)
-@given(plans(tails=False), st.booleans())
-def test_int8_agrees_with_float_within_3_percent(plan: Plan, sink_follows: bool) -> None:
-    caches = [kind(plan.frames, plan.sink, sink_follows) for kind in CACHES]
+@given(plans(tails=False))
+def test_int8_agrees_with_float_within_3_percent(plan: Plan) -> None:
+    caches = [plan.cache(kind) for kind in CACHES]
     source = draws()
     for start, frames in plan.starts():
         for _ in range(2):
@@ -116,9 +117,9 @@ def test_int8_agrees_with_float_within_3_percent(plan: Plan, sink_follows: bool)
 
 
 @settings(deadline=None, max_examples=30)
-@given(plans(), st.sampled_from(CACHES), st.booleans())
-def test_an_overwritten_step_leaves_no_trace(plan: Plan, kind: type[KVCache], sink_follows: bool) -> None:
-    once, twice = (kind(plan.frames, plan.sink, sink_follows) for _ in range(2))
+@given(plans(), st.sampled_from(CACHES))
+def test_an_overwritten_step_leaves_no_trace(plan: Plan, kind: type[KVCache]) -> None:
+    once, twice = (plan.cache(kind) for _ in range(2))
     clean, dirty = draws(0), draws(1)
     for start, frames in plan.starts():
         twice.begin(start, frames, TOKENS)
@@ -148,8 +149,9 @@ def test_nothing_is_moved_and_nothing_grows_once_the_window_is_full() -> None:
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("sink_follows", [False, True])
 def test_bytes_stop_growing(kind: type[KVCache], sink_follows: bool) -> None:
-    cache, source, seen = kind(9, 3, sink_follows), draws(), []
-    for start, frames in Plan(9, 3, (3,) * 20).starts():
+    plan, source, seen = Plan(9, 3, (3,) * 20, sink_follows), draws(), []
+    cache = plan.cache(kind)
+    for start, frames in plan.starts():
         cache.begin(start, frames, TOKENS)
         cache.attend(0, *of_frames(source, frames))
         seen.append(cache.nbytes)
@@ -167,12 +169,13 @@ def test_int8_is_well_below_16_bits() -> None:
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_reset_frees_everything(kind: type[KVCache]) -> None:
-    cache = kind(9, 3, True)
-    fill(cache, Plan(9, 3, (3,) * 5), draws(), layers=2)
+    plan = Plan(9, 3, (3,) * 5, sink_follows=True)
+    cache = plan.cache(kind)
+    fill(cache, plan, draws(), layers=2)
     assert cache.nbytes > 0
     cache.reset()
     assert cache.nbytes == 0 and cache.end == 0 and cache.evicted == 0
-    fresh = kind(9, 3, True)
+    fresh = plan.cache(kind)
     call = of_frames(draws(7), 3)
     for c in (cache, fresh):
         c.begin(0, 3, TOKENS)
@@ -180,15 +183,19 @@ def test_reset_frees_everything(kind: type[KVCache]) -> None:
 
 
 @pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize(("frames", "sink"), [(0, 0), (3, 3), (3, 4), (3, -1)])
-def test_a_window_without_room_is_refused(kind: type[KVCache], frames: int, sink: int) -> None:
-    with pytest.raises(SettingError, match="leaves no room"):
-        kind(frames, sink)
+@pytest.mark.parametrize(
+    ("frames", "sink", "chunk"), [(0, 0, 1), (3, 3, 1), (3, 4, 1), (3, -1, 1), (5, 3, 3), (5, 0, 0)]
+)
+def test_a_window_without_room_is_refused(kind: type[KVCache], frames: int, sink: int, chunk: int) -> None:
+    with pytest.raises(SettingError, match="no room"):
+        kind(frames, sink, False, chunk)
 
 
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize(
-    ("sink", "chunks"), [(0, (5,)), (2, (3, 3)), (3, (2, 3))], ids=["window", "beside the sink", "across the sink's end"]
+    ("sink", "chunks"),
+    [(0, (5,)), (2, (3, 3)), (3, (2, 3))],
+    ids=["window", "beside the sink", "across the sink's end"],
 )
 def test_a_chunk_larger_than_its_room_is_refused(kind: type[KVCache], sink: int, chunks: tuple[int, ...]) -> None:
     with pytest.raises(SettingError, match="does not fit"):

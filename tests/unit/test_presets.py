@@ -30,10 +30,13 @@ def test_every_chunk_of_a_clip_of_any_length_fits_its_cache(name: str, frames: i
     assert cache.end == frames
 
 
-def test_a_short_clip_has_a_short_cache() -> None:
-    longlive = PRESETS["longlive"]
-    sizes = {frames: (longlive.cache(frames).frames, longlive.cache(frames).sink) for frames in (1, 3, 4, 12, 60)}
-    assert sizes == {1: (3, 0), 3: (3, 0), 4: (4, 3), 12: (12, 3), 60: (12, 3)}
+@given(st.sampled_from(list(PRESETS)), st.integers(1, 60))
+def test_a_cache_is_as_short_as_its_clip_and_never_longer_than_its_window(name: str, frames: int) -> None:
+    preset = PRESETS[name]
+    held = preset.cache(frames).frames
+    if preset.window is not None and held < frames:
+        assert held == preset.window
+    assert held <= frames + preset.sink + preset.chunk_frames
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,5 +1,7 @@
 """The noise schedule is the published one."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,8 +38,8 @@ def test_sigma_is_the_nearest_of_the_table(timestep: float, shift: float) -> Non
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6, unique=True), st.floats(1, 12), st.booleans())
 def test_steps_fall_however_they_are_placed(steps: list[int], shift: float, warp: bool) -> None:
     placed = Schedule.from_steps(sorted(steps, reverse=True), shift, warp).timesteps
-    assert all(a > b for a, b in zip(placed, placed[1:], strict=False))
-    assert 0 < placed[-1] and placed[0] <= 1000
+    assert all(a > b for a, b in pairwise(placed))
+    assert placed[-1] > 0 and placed[0] <= 1000
 
 
 def test_first_steps_hold_for_the_first_chunk_only() -> None:
@@ -49,7 +51,9 @@ def test_first_steps_hold_for_the_first_chunk_only() -> None:
 
 @pytest.mark.parametrize("warp", [True, False])
 @pytest.mark.parametrize(
-    "steps", [(), (250, 500), (500, 500), (1000, 0), (1001, 500), (-5,), (99.5,), (float("nan"),), (float("inf"),)], ids=str
+    "steps",
+    [(), (250, 500), (500, 500), (1000, 0), (1001, 500), (-5,), (99.5,), (float("nan"),), (float("inf"),)],
+    ids=str,
 )
 def test_bad_steps_are_refused(steps: tuple[int, ...], warp: bool) -> None:
     with pytest.raises(SettingError):

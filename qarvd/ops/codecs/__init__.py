@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
+from ...errors import SettingError
 from .codec import Codec
 
 CODECS: dict[str, Codec] = {
@@ -16,8 +17,11 @@ CODECS: dict[str, Codec] = {
 
 
 def codec_of(bits: int) -> Codec:
-    """The codec of `bits` bits."""
-    return next(codec for codec in CODECS.values() if codec.bits == bits)
+    """The codec of `bits` bits. Raises SettingError where there is none."""
+    for codec in CODECS.values():
+        if codec.bits == bits:
+            return codec
+    raise SettingError(f"There are no {bits}-bit weights; {sorted(c.bits for c in CODECS.values())} are supported.")
 
 
 __all__ = ["CODECS", "Codec", "codec_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,8 @@ class Codec:
     high: int
     unit: int
     """What code 1 counts for in the accumulator of the linear (kernels read 4-bit codes as 16 times their value)."""
+    stored: torch.dtype
+    """dtype of the packed bytes."""
     pack: Callable[[Tensor], Tensor]
     """int8 codes [out, in] -> stored bytes [out, in * bits / 8]."""
     unpack: Callable[[Tensor], Tensor]

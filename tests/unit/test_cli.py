@@ -1,0 +1,327 @@
+"""The command line does its jobs, and answers bad input with one sentence and exit code 2."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qarvd.checkpoint.model import Model, load, save, state_tensors
+from qarvd.cli import main
+from qarvd.cli import stream as stream_verb
+from qarvd.errors import CheckpointError, QarvdError
+from qarvd.stream.sampler import Chunk
+
+LAYER = "blocks.1.ffn.0"
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must succeed, and give what it printed."""
+
+    def command(*arguments: object) -> str:
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    return command
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must be refused, and give its one sentence."""
+
+    def command(*arguments: object) -> str:
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert code == 2 and captured.out == ""
+        said = captured.err.split("\r")[-1].strip()  # the progress bar wipes itself out
+        assert said.startswith("qarvd: ") and said.endswith((".", ".)")) and "\n" not in said
+        return said
+
+    return command
+
+
+@pytest.fixture
+def text(embeddings: Tensor, tmp_path: Path) -> Path:
+    path = tmp_path / "text.safetensors"
+    save_file({"text_embeds": embeddings[0].clone()}, path)
+    return path
+
+
+@pytest.fixture
+def arguments(model_file: Path, text: Path, tmp_path: Path) -> list[object]:
+    """A small stream of the tiny model."""
+    return ["stream", model_file, "--prompt", text, "--size", "4x6", "--chunks", 2, "--out", tmp_path / "clip.mp4"]
+
+
+def changed(path: Path, tensors: dict[str, Tensor | None]) -> Path:
+    """Write a file beside `path` with some tensors replaced or left out."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    ours = json.loads(about["qarvd"])
+    del ours["checksum"]
+    merged = {**load_file(path), **tensors}
+    new = path.with_name("changed.safetensors")
+    save_file({k: t for k, t in merged.items() if t is not None}, new, {**about, "qarvd": json.dumps(ours)})
+    return new
+
+
+def played(path: Path) -> int:
+    """Frames of a video that decode."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:5000])
+    return path
+
+
+def foreign(path: Path) -> Path:
+    save_file({"vae.weight": torch.zeros(3)}, path)
+    return path
+
+
+def bidirectional(path: Path) -> Path:
+    save_file(load_file(path), path)
+    return path
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "truncated": (truncated, "truncated"),
+    "foreign": (foreign, "not a Wan video transformer"),
+    "bidirectional": (bidirectional, "--preset"),
+    "missing": (lambda path: path.with_name("nowhere.safetensors"), "There is no file"),
+    "tensor missing": (lambda path: changed(path, {f"{LAYER}.bias": None}), f"{LAYER}.bias"),
+    "tensor too many": (lambda path: changed(path, {"img_emb.w": torch.zeros(1)}), "img_emb.w"),
+    "dtype": (lambda path: changed(path, {f"{LAYER}.weight": torch.ones(128, 64).char()}), f"{LAYER}.weight "),
+    "NaN": (lambda path: changed(path, {f"{LAYER}.weight": torch.full((128, 64), torch.nan)}), f"{LAYER}.weight "),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_FILES)
+def test_every_verb_refuses_a_bad_file(
+    refused: Run, arguments: list[object], model_file: Path, tmp_path: Path, bad: str
+) -> None:
+    spoil, expected = BAD_FILES[bad]
+    path = spoil(model_file)
+    before = sorted(tmp_path.iterdir())
+    assert expected in refused("inspect", path)
+    assert expected in refused("quantize", path, "--out", tmp_path / "out.safetensors")
+    assert expected in refused("compare", path, path)
+    assert expected in refused("stream", path, *arguments[2:])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
+    "cfg": (["--cfg", "5"], "use cfg 1"),
+    "no chunks": (["--chunks", "0"], "--chunks must be at least 1"),
+    "negative chunks": (["--chunks", "-2"], "--chunks must be at least 1"),
+    "size in words": (["--size", "large"], "not HEIGHTxWIDTH"),
+    "size of three": (["--size", "4x4x4"], "not HEIGHTxWIDTH"),
+    "size 0": (["--size", "0x4"], "not HEIGHTxWIDTH"),
+    "size that does not divide": (["--size", "5x4"], "do not divide into patches"),
+    "text": (["--prompt", "a cat on a sofa"], "encode the prompt"),
+    "no such embeddings": (["--prompt", "nowhere.safetensors"], "There is no file"),
+    "window": (["--window", "2"], "room"),
+    "sink": (["--window", "6", "--sink", "6"], "room"),
+    "seed": (["--seed", str(2**64)], "64 bits"),
+    "device": (["--device", "abacus"], "abacus"),
+    "suffix": (["--out", "clip.avi"], "must end in .mp4"),
+    "suffix of latents": (["--latents", "clip.pt"], "must end in .safetensors"),
+    "folder": (["--out", "/dev/null/clip.mp4"], "choose another folder"),
+    "folder of latents": (["--latents", "/dev/null/clip.safetensors"], "choose another folder"),
+    "no such folder": (["--out", "/nowhere/at/all/clip.mp4"], "choose another folder"),
+    "no such initial latents": (["--initial", "nowhere.safetensors"], "There is no file"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_OPTIONS)
+def test_stream_refuses_a_bad_option_and_keeps_an_existing_video(
+    refused: Run, arguments: list[object], tmp_path: Path, bad: str
+) -> None:
+    options, expected = BAD_OPTIONS[bad]
+    (tmp_path / "clip.mp4").write_bytes(b"precious")
+    before = sorted(tmp_path.iterdir())
+    assert expected in refused(*arguments, *options)
+    assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_frames_and_an_endless_stream_without_a_window_are_refused(
+    refused: Run, model_file: Path, text: Path, tmp_path: Path
+) -> None:
+    start = ["stream", model_file, "--prompt", text, "--out", tmp_path / "a.mp4"]
+    assert "--frames must be at least 1" in refused(*start, "--frames", "0")
+    assert "needs a window" in refused(*start, "--endless")
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (3, 32), (9, 16), (2, 3, 16)])
+def test_embeddings_of_another_shape_are_refused(
+    refused: Run, arguments: list[object], text: Path, shape: tuple[int, ...]
+) -> None:
+    save_file({"text_embeds": torch.zeros(shape)}, text)
+    assert re.search(r"embeddings|2 prompts", refused(*arguments))
+
+
+def test_a_prompt_outside_the_demos_vocabulary_is_refused(refused: Run, tmp_path: Path) -> None:
+    said = refused("stream", "demo", "--prompt", "a cat", "--out", tmp_path / "a.mp4")
+    assert "a cat" in said and "down left" in said
+
+
+def test_quantize_refuses_what_it_cannot_write_before_the_work(
+    refused: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarvd.cli.quantize.load_model", lambda *_: pytest.fail("the work began"))
+    assert "must end in .safetensors" in refused("quantize", model_file, "--out", tmp_path / "a.mp4")
+    assert "choose another folder" in refused("quantize", model_file, "--out", model_file / "a.safetensors")
+    assert "is a folder" in refused("quantize", model_file, "--out", folder(tmp_path / "b.safetensors"))
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_debug_shows_the_traceback(model_file: Path) -> None:
+    with pytest.raises(CheckpointError):
+        main(["inspect", str(truncated(model_file)), "--debug"])
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+def test_a_model_is_quantized_inspected_compared_and_streamed(
+    run: Run, refused: Run, arguments: list[object], model_file: Path, tmp_path: Path, recipe: str
+) -> None:
+    small = tmp_path / "small.safetensors"
+    assert "ffn.2" in run("quantize", model_file, "--recipe", recipe, "--out", small)
+    assert small.stat().st_size < model_file.stat().st_size
+    assert f"qarvd_{recipe}" in run("inspect", small) and "self-forcing" in run("inspect", model_file)
+    assert "already quantized" in refused("quantize", small, "--out", tmp_path / "twice.safetensors")
+
+    rows = [line.split() for line in run("compare", model_file, small).splitlines()[1:]]
+    errors = {row[0]: float(row[-1]) for row in rows}
+    assert len(errors) == 22 and errors["text_embedding.0"] == 0  # 16 input channels stay in full precision
+    assert 0 < errors[LAYER] < (1e-4 if recipe == "w8a8" else 0.02)
+
+    run("stream", small, *arguments[2:], "--latents", tmp_path / "clip.safetensors")
+    assert played(tmp_path / "clip.mp4") == 6
+    assert load_file(tmp_path / "clip.safetensors")["latents"].shape == (1, 16, 6, 4, 6)
+
+
+def test_a_single_scale_leaves_no_outliers(run: Run, model_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "single.safetensors"
+    run("quantize", model_file, "--single-scale", "--out", path)
+    recipe = load(path).recipe
+    assert recipe and recipe.outliers == "none"
+
+
+def test_two_clips_compare_by_chunk(run: Run, refused: Run, arguments: list[object], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        out = tmp_path / f"{seed}.mp4"
+        run(*arguments, "--seed", seed, "--out", out, "--latents", out.with_suffix(".safetensors"))
+    for suffix in ("mp4", "safetensors"):
+        same = run("compare", tmp_path / f"0.{suffix}", tmp_path / f"0.{suffix}").splitlines()
+        other = run("compare", tmp_path / f"0.{suffix}", tmp_path / f"1.{suffix}").splitlines()
+        assert [line.split()[0] for line in same[1:]] == ["0-2", "3-5", "all"]
+        assert all(line.endswith("inf") for line in same[1:]) and not any(line.endswith("inf") for line in other[1:])
+    assert "not of one kind" in refused("compare", tmp_path / "0.mp4", tmp_path / "text.safetensors")
+    assert "only like clips" in refused("compare", tmp_path / "0.mp4", tmp_path / "0.safetensors")
+    save_file({"latents": torch.zeros(3)}, tmp_path / "flat.safetensors")
+    assert "five axes" in refused("compare", tmp_path / "flat.safetensors", tmp_path / "0.safetensors")
+    (tmp_path / "1.mp4").write_bytes(b"no video")
+    assert "cannot be read as a video" in refused("compare", tmp_path / "0.mp4", tmp_path / "1.mp4")
+
+
+def test_frames_need_not_fill_the_last_chunk_and_a_clip_can_go_on(
+    run: Run, model_file: Path, text: Path, tmp_path: Path
+) -> None:
+    start = ["stream", model_file, "--prompt", text, "--size", "4x4", "--out", tmp_path / "a.mp4"]
+    latents = tmp_path / "a.safetensors"
+    run(*start, "--frames", 5, "--latents", latents)
+    assert played(tmp_path / "a.mp4") == 5
+    run(*start, "--frames", 4, "--initial", latents, "--window", 6, "--sink", 1, "--cache", "int8")
+    assert played(tmp_path / "a.mp4") == 4
+
+
+def interrupting(after: int, error: type[BaseException]) -> Callable[..., Iterator[Chunk]]:
+    """A roll-out that is stopped while chunk `after` is denoised."""
+    roll_out = stream_verb.roll_out
+
+    def stopped(*arguments: object) -> Iterator[Chunk]:
+        for chunk in roll_out(*arguments):  # pyright: ignore
+            if chunk.index == after:
+                raise error("Stopped by the test.")
+            yield chunk
+
+    return stopped
+
+
+def test_ctrl_c_keeps_a_playable_video_and_the_latents(
+    arguments: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stream_verb, "roll_out", interrupting(2, KeyboardInterrupt))
+    latents = tmp_path / "clip.safetensors"
+    code = main([str(a) for a in (*arguments, "--chunks", 5, "--latents", latents)])
+    assert code == 130 and "Traceback" not in capsys.readouterr().err
+    assert played(tmp_path / "clip.mp4") == 6
+    assert load_file(latents)["latents"].shape[2] == 6
+
+
+def test_a_failure_midway_leaves_an_existing_video_as_it_was(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stream_verb, "roll_out", interrupting(1, QarvdError))
+    (tmp_path / "clip.mp4").write_bytes(b"precious")
+    before = sorted(tmp_path.iterdir())
+    assert main([str(a) for a in arguments]) == 2
+    assert capsys.readouterr().err.endswith("qarvd: Stopped by the test.\n")
+    assert (tmp_path / "clip.mp4").read_bytes() == b"precious" and sorted(tmp_path.iterdir()) == before
+
+
+def test_quantizing_that_fails_midway_leaves_an_existing_file_as_it_was(
+    model: Model, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"precious")
+
+    def half(tensors: object, path: Path, about: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarvd.checkpoint.model.save_file", half)
+    assert main(["quantize", str(model_file), "--out", str(out)]) == 130
+    assert out.read_bytes() == b"precious" and sorted(tmp_path.iterdir()) == sorted([model_file, out])
+
+
+def test_a_file_that_names_no_family_streams_with_a_preset(
+    run: Run, arguments: list[object], model: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "plain.safetensors"
+    save_file(state_tensors(model), path)
+    assert "causvid" in run("inspect", path, "--preset", "causvid")
+    run("quantize", path, "--preset", "causvid", "--out", tmp_path / "small.safetensors")
+    assert load(tmp_path / "small.safetensors").preset_name == "causvid"
+
+
+def test_the_bundled_demo_streams_a_prompt(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "seven.mp4"
+    run("stream", "demo", "--prompt", "a 7 moving left fast", "--chunks", 1, "--out", out)
+    assert played(out) == 3
+
+
+def test_saving_keeps_the_chosen_family(run: Run, model: Model, tmp_path: Path) -> None:
+    save(replace(model, preset_name="longlive"), tmp_path / "a.safetensors")
+    assert "window=12" in run("inspect", tmp_path / "a.safetensors")

@@ -1,0 +1,42 @@
+"""A split is a permutation with an aligned, ascending head of at most half the channels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qarvd.errors import ShapeError
+from qarvd.ops.split import ChannelSplit
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.data())
+def test_the_order_is_a_permutation_with_ascending_outliers_first(groups: int, data: st.DataObject) -> None:
+    channels, n_outlier = 32 * groups, 32 * data.draw(st.integers(0, groups // 2))
+    outliers = data.draw(st.permutations(range(channels)))[:n_outlier]
+    split = ChannelSplit.of(channels, outliers)
+    order = split.order.tolist()
+    assert split.n_outlier == n_outlier
+    assert sorted(order) == list(range(channels))
+    assert order[:n_outlier] == sorted(outliers)
+    assert order[n_outlier:] == sorted(order[n_outlier:])
+    assert split.order.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("channels", "outliers", "says"),
+    [
+        (100, (), "0 outliers of 100 input channels: both must be multiples of 32"),
+        (96, range(31), "31 outliers of 96 input channels"),
+        (96, range(64), "at most half of the channels"),
+        (96, (1, 0, *range(2, 32)), "must ascend"),
+        (96, (0, 0, *range(2, 32)), "must ascend"),
+        (96, range(-1, 31), "lie within 0 to 95"),
+        (96, range(65, 97), "lie within 0 to 95"),
+    ],
+    ids=["unaligned channels", "unaligned", "more than half", "descending", "repeated", "negative", "beyond"],
+)
+def test_a_bad_split_is_refused_in_a_sentence(channels: int, outliers: range, says: str) -> None:
+    with pytest.raises(ShapeError, match=says) as error:
+        ChannelSplit(channels, tuple(outliers))
+    assert str(error.value).endswith(".")
