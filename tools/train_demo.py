@@ -119,7 +119,9 @@ def main() -> None:
     )
     parser.add_argument("--judge", type=Path, default=Path("qarvd/demo/judge.safetensors"))
     parser.add_argument("--short-steps", type=int, default=1200)
-    parser.add_argument("--long-steps", type=int, default=2400)
+    parser.add_argument("--long-steps", type=int, default=1800)
+    parser.add_argument("--save-every", type=int, default=300, help="steps between states, each judged")
+    parser.add_argument("--judged", type=int, default=64, help="held-out prompts that each state is judged on")
     parser.add_argument("--float32", action="store_true", help="train in float32 instead of bfloat16 autocast")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -195,9 +197,9 @@ def main() -> None:
             note({"step": step, "seconds": round(seconds), "loss": round(sum(losses) / len(losses), 4),
                   "minutes_left": round(left_minutes, 1)})  # fmt: skip
             losses.clear()
-        if step % 300 == 0 or step == total:
+        if step % args.save_every == 0 or step == total:
             save()
-            note({"step": step, **evaluate(average, reader, split_prompts()[1][:64], 7, seed=0)})
+            note({"step": step, **evaluate(average, reader, split_prompts()[1][: args.judged], 7, seed=0)})
     export(average, {"steps": step, "minutes": round(seconds / 60)}, args.out)
     print(f"trained in {seconds / 60:.1f} minutes; copy {args.out}/*.safetensors to {bundle.FOLDER} to ship them")
 
