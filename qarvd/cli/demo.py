@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     reader, reader_accuracy = bundle.load_judge()
     latents: dict[str, Tensor] = {}
     verdicts: dict[str, experiment.Verdict] = {}
-    figures: dict[str, dict[str, object]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, (model, path) in variants.items():
         pace = measure(path, args.chunks)
         ready(model, "cpu")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     for name in layers:
         mean, low, high = experiment.paired_loss(verdicts["full"].digit, verdicts[name].digit, groups=64)
         figures[name]["digit_loss_points"] = {"mean": mean, "interval_95": [low, high]}
-    print(text_table([{"variant": name, **_short(entry)} for name, entry in figures.items()]))
+    print(text_table(_rows(figures)))
     print(f"The digit judge itself is right on {reader_accuracy:.1%} of digits that nobody was trained on.")
     _write_report(args.out, variants, layers, latents, figures, [str(p) for p in prompts[:SHOWN]], reader_accuracy)
     with replacing(args.out / "metrics.json") as temporary:
@@ -82,16 +84,34 @@ def run(args: argparse.Namespace) -> None:
     say(f"wrote {args.out}/report.html and the files beside it in {time.perf_counter() - began:.0f} s")
 
 
-def _short(entry: dict[str, object]) -> dict[str, object]:
-    """The figures of the table: bytes as MB, the loss with its interval in one cell."""
-    row = {
-        key: size_text(value) if isinstance(value, int) and "bytes" in key else value for key, value in entry.items()
-    }
-    loss = entry["digit_loss_points"]
-    if isinstance(loss, dict):
-        low, high = loss["interval_95"]
-        row["digit_loss_points"] = f"{loss['mean']:.2f} [{low:.2f}, {high:.2f}]"
-    return row
+LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "samples": ("clips", str),
+    "bytes": ("file", size_text),
+    "weight_bits": ("bits per quantized weight", "{:.2f}".format),
+    "psnr_db": ("PSNR against full (dB)", "{:.1f}".format),
+    "psnr_last_chunk_db": ("PSNR of the last chunk (dB)", "{:.1f}".format),
+    "digit_accuracy_first": ("right digit, first chunk", "{:.1%}".format),
+    "digit_accuracy_last": ("right digit, last chunk", "{:.1%}".format),
+    "digit_loss_points": ("points of digit accuracy lost [95 %]", lambda loss: _interval(**loss)),
+    "motion_accuracy": ("right motion", "{:.1%}".format),
+    "first_frame_seconds": ("first frame after (ms)", lambda seconds: f"{1000 * seconds:.0f}"),
+    "seconds_per_chunk": ("a chunk takes (ms)", lambda seconds: f"{1000 * seconds:.0f}"),
+    "peak_memory_bytes": ("peak memory of the process", size_text),
+}
+"""What each figure is called in the table, and how it is written."""
+
+
+def _interval(mean: float, interval_95: list[float]) -> str:
+    low, high = interval_95
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _rows(figures: dict[str, dict[str, Any]]) -> list[dict[str, object]]:
+    """A row per figure, a column per variant."""
+    return [
+        {"": label, **{name: "-" if f[key] is None else write(f[key]) for name, f in figures.items()}}
+        for key, (label, write) in LABELS.items()
+    ]
 
 
 def _write_report(
@@ -99,7 +119,7 @@ def _write_report(
     variants: dict[str, tuple[Model, Path]],
     layers: dict[str, list[LayerReport]],
     latents: dict[str, Tensor],
-    figures: dict[str, dict[str, object]],
+    figures: dict[str, dict[str, Any]],
     prompts: list[str],
     reader_accuracy: float,
 ) -> None:
@@ -121,7 +141,7 @@ def _write_report(
             f"from the same noise as the full-precision one. {figures['full']['samples']} clips of prompts it was not "
             f"trained on; the digit judge itself is right on {reader_accuracy:.1%} of unseen digits."
         ),
-        table=[{"variant": name, **_short(entry)} for name, entry in figures.items()],
+        table=_rows(figures),
         figures=[
             Figure(
                 "Error per chunk",
