@@ -14,7 +14,11 @@ from .weight import QuantizedWeight
 
 
 class QuantizedLinear(nn.Module):
-    """`F.linear` on a QuantizedWeight, with activations quantized per token and range at each call."""
+    """`F.linear` on a QuantizedWeight, with activations quantized per token and range at each call.
+
+    What it stores is the packed codes; what its backend lays out for itself in `prepare` (on a CPU a byte per code)
+    comes on top.
+    """
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
