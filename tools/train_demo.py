@@ -129,7 +129,6 @@ def main() -> None:
     total = sum(stage.steps for stage in stages)
 
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
     glyphs = Glyphs()
     reader = DigitReader()
     reader.load_state_dict(load_file(args.judge))
@@ -205,4 +204,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # of the whole process
     main()
