@@ -146,7 +146,7 @@ def _write_report(
             Figure(
                 "Error per chunk",
                 "Mean squared error of the latents against full precision.",
-                line_chart(errors, "chunk", "squared error", log_y=True),
+                line_chart(errors, "chunk", "squared error", log_y=True, first=1),
             ),
             Figure(
                 "Outlier channels per layer",

@@ -127,6 +127,8 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
         return bottom - count / ticks[-1] * (bottom - top)
 
     blocks = [(block, len(list(layers))) for block, layers in groupby(counts, _block)]
+    stems = [block.rpartition(".")[0] for block, _ in blocks]
+    stem = max(stems, key=stems.count)  # what the numbers under the axis count
     parts = [text(0, 14, y_label, font_weight="600"), key]
     x, free = left, left - 1
     for index, (block, layers) in enumerate(blocks):
@@ -134,9 +136,9 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
         if index % 2 == 0:
             shade = "fill:currentColor;fill-opacity:.045"
             parts.append(tag("rect", x=x, y=top, width=span, height=bottom - top, style=shade))
-        label = block.rpartition(".")[2][:16]
+        label = block.rpartition(".")[2][:16] if stems[index] == stem else ""
         half = len(label) * CHARACTER / 2
-        if x + span / 2 - half >= free and x + span / 2 + half <= width:
+        if label and x + span / 2 - half >= free and x + span / 2 + half <= width:
             parts.append(text(x + span / 2, bottom + 17, label, "middle", style=FAINT))
             free = x + span / 2 + half + 8
         x += span
@@ -156,8 +158,7 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
             style=f"fill:{colour(kinds.index(_kind(layer)))}",
         )
         parts.append(tag("g", told, reach, bar))
-    stem = next((block.rpartition(".")[0] for block, _ in blocks if "." in block), "layers")
-    parts.append(text((left + right) / 2, bottom + 36, stem, "middle"))
+    parts.append(text((left + right) / 2, bottom + 36, stem or "layers", "middle"))
     return canvas(width, bottom + 44, name, *parts, wide=wide)
 
 
