@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
     )
 
     total = None if frames is None else -(-frames // preset.chunk_frames)
-    done = 0
     latents: list[Tensor] = []
     fps, scale = (bundle.FRAMES_PER_SECOND, 8) if demo else (4, 4)  # Wan: 16 pixel frames a second, 4 per latent frame
     stopped = False
@@ -87,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
                 video.write(pixels.decode(chunk.latents)[0] if demo else rgb_preview(chunk.latents[0]))
                 if args.latents:
                     latents.append(chunk.latents.cpu())
-                done += chunk.latents.shape[2]
-                bar.set_postfix_str(f"{pixel_frames(done, demo) / (time.perf_counter() - began):.2f} pixel frames/s")
+                bar.set_postfix_str(
+                    f"{pixel_frames(video.frames, demo) / (time.perf_counter() - began):.2f} pixel frames/s"
+                )
                 bar.update()
         except KeyboardInterrupt:
             stopped = True
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
         with replacing(args.latents) as temporary:
             save_file({"latents": torch.cat(latents, dim=2)}, temporary)
     note = "" if demo else " (a small preview: decode the latents with Wan's VAE)"
-    say(f"stopped after {done} latent frames" if stopped else f"streamed {done} latent frames")
-    if done:
+    say(f"stopped after {video.frames} latent frames" if stopped else f"streamed {video.frames} latent frames")
+    if video.frames:
         say(f"wrote {args.out}{note}")
     if stopped:
         raise KeyboardInterrupt
