@@ -26,10 +26,10 @@ from torch import nn
 
 from qarvd.checkpoint.model import Model, save
 from qarvd.cli.common import load_model, ready, size_text, text_table
-from qarvd.cli.quantize import quantize
 from qarvd.demo.bundle import LATENT_SIDE, MODEL, embed
 from qarvd.demo.experiment import samples
 from qarvd.demo.pace import peak_memory, resident_memory
+from qarvd.jobs.quantize import quantize
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.recipe import RECIPES
 from qarvd.stream.cache import KVCache
@@ -164,7 +164,7 @@ def main() -> None:
         files = {"full precision": MODEL}
         for name, recipe in RECIPES.items():
             files[name.upper()] = Path(folder) / f"{name}.safetensors"
-            save(quantize(load_model("demo"), recipe)[0], files[name.upper()])
+            save(quantize(load_model("demo"), recipe.without_data())[0], files[name.upper()])
         chunk_frames = load_model("demo").preset.chunk_frames
         for name, path in files.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from .errors import SettingError
 
@@ -13,17 +13,33 @@ class Recipe:
     """How to quantize a model; activations are always 8-bit, dynamic, per token and range."""
 
     weight_bits: int = 8
-    outliers: str = "published"
-    """`published`: the detector of Q-ARVD; `none`: a single scale."""
-    rounding: str = "nearest"
+    outliers: str = "search"
+    """`published`: the detector of Q-ARVD; `search`: the number of least output error; `none`: a single scale."""
+    rounding: str = "gptq"
+    symmetric: bool = False
+    """Weights without zero points."""
+    compensate: bool = True
+    """Quantize block by block, each against the inputs that the quantized blocks before it give."""
+    frame_weights: bool = True
+    """Weight each chunk's errors by its measured effect on the final video; else all alike."""
+    correct_bias: bool = True
+    """Move biases so that the mean output stays."""
+    target: str | None = None
+    """A size to meet by choosing 4, 8 or 16 bits for each layer, such as "900MB" or "4.5 bits"."""
     keep: tuple[str, ...] = ()
     """Names of linears that stay in full precision, and with them those that read the same input."""
 
     def __post_init__(self) -> None:
         if type(self.weight_bits) is not int or self.weight_bits not in (4, 8):
             raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; 4 and 8 are supported.")
-        if self.outliers not in ("published", "none"):
-            raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose 'published' or 'none'.")
+        if self.outliers not in OUTLIERS:
+            raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose one of {', '.join(OUTLIERS)}.")
+
+    def without_data(self) -> Recipe:
+        """The nearest recipe that needs no calibration."""
+        outliers = "none" if self.outliers == "none" else "published"
+        off = {"compensate": False, "frame_weights": False, "correct_bias": False, "target": None}
+        return replace(self, rounding="nearest", outliers=outliers, **off)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -44,12 +60,19 @@ class Recipe:
             )
         keep = values.get("keep", [])
         named = isinstance(keep, list) and all(isinstance(name, str) for name in keep)
-        if not isinstance(values.get("rounding", ""), str) or not named:
-            raise SettingError(f"The recipe is {text}; its rounding must be a name and keep a list of names.")
+        texts = isinstance(values.get("rounding", ""), str) and isinstance(values.get("target") or "", str)
+        if not (texts and named and all(isinstance(values.get(key, True), bool) for key in FLAGS)):
+            raise SettingError(
+                f"The recipe is {text}; its rounding must be a name, its target a text, keep a list of names, and "
+                f"{', '.join(FLAGS)} true or false."
+            )
         if "keep" in values:
             values["keep"] = tuple(values["keep"])
         return cls(**values)
 
+
+FLAGS = ("symmetric", "compensate", "frame_weights", "correct_bias")
+OUTLIERS = ("published", "search", "none")
 
 RECIPES = {"w8a8": Recipe(weight_bits=8), "w4a8": Recipe(weight_bits=4)}
 """Ready-made recipes by name."""

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import QarvdError
 
-VERBS = ("demo", "quantize", "stream", "inspect", "compare")
+VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.model import Model, load
+from ..checkpoint.read import read
 from ..demo.bundle import MODEL
-from ..errors import SettingError
+from ..errors import CheckpointError, SettingError
 from ..files import part_beside
 from ..ops.linear import QuantizedLinear
 from ..stream.presets import PRESETS
@@ -57,6 +59,25 @@ def check_out(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise SettingError(f"{path} must end in {suffix}.")
     part_beside(path).unlink()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'60x104' -> (60, 104)."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
+        raise SettingError(f"The size {text!r} is not HEIGHTxWIDTH of the latents, such as 60x104.")
+    return int(parts[0]), int(parts[1])
+
+
+def one_tensor(path: Path, key: str) -> Tensor:
+    """The tensor `key`, or the only one, of a file. Raises CheckpointError unless it is of finite floats."""
+    tensors = read(path).tensors
+    if key not in tensors and len(tensors) != 1:
+        raise CheckpointError(f"{path} holds {len(tensors)} tensors and none is called {key!r}.")
+    tensor = tensors.get(key, next(iter(tensors.values())))
+    if not (tensor.numel() and tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path} holds a tensor {tuple(tensor.shape)} that is empty or not of finite floats.")
+    return tensor
 
 
 def say(text: str) -> None:

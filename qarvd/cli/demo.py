@@ -19,6 +19,7 @@ from ..demo import bundle, experiment, pixels
 from ..demo.pace import measure
 from ..errors import SettingError
 from ..files import replacing
+from ..jobs.calibrate import SEED
 from ..quantize.model import LayerReport
 from ..recipe import RECIPES
 from ..report.charts import bar_chart, line_chart, stacked_counts
@@ -26,11 +27,14 @@ from ..report.page import Clip, Figure, Picture, render_page
 from ..report.png import png_bytes, write_png
 from ..report.sheet import contact_sheet
 from ..report.video import VideoWriter
+from .calibrate import demo_clips, place, run_calibration
 from .common import load_model, ready, say, size_text, text_table
-from .quantize import quantize
+from .quantize import with_bar
 
 HELP = "the main job on the bundled model: detect outliers, quantize to W8A8 and W4A8, stream all three, report"
 BATCH = 64
+PROMPTS = 24
+"""Calibration prompts."""
 SHOWN = 8
 """Clips in each video and rows of the contact sheet."""
 
@@ -52,9 +56,13 @@ def run(args: argparse.Namespace) -> None:
 
     variants: dict[str, tuple[Model, Path]] = {"full": (load_model("demo"), bundle.MODEL)}
     layers: dict[str, list[LayerReport]] = {}
+    calibration = None
     for name, recipe in RECIPES.items():
         path = args.out / f"demo-{name}.safetensors"
-        quantized, layers[name] = quantize(load_model("demo"), recipe)
+        model = load_model("demo")
+        place(model, "cpu")
+        calibration = calibration or run_calibration(model, recipe, demo_clips(model, PROMPTS, 7), SEED)
+        quantized, layers[name] = with_bar(model, recipe, calibration)
         save(quantized, path)
         variants[name] = (load(path), path)  # what is measured is what was written
 

@@ -3,44 +3,96 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..calibrate.calibration import Calibration
+from ..checkpoint.calibration import load_calibration
 from ..checkpoint.model import Model, save
-from ..quantize.model import LayerReport, linear_groups, quantize_tree
-from ..recipe import RECIPES, Recipe
-from .common import add_model, check_out, load_model, size_text, text_table
+from ..jobs.quantize import quantize
+from ..jobs.work import Work
+from ..quantize.model import LayerReport, linear_groups
+from ..quantize.rounding import ROUNDING
+from ..recipe import OUTLIERS, RECIPES, Recipe
+from .calibrate import add_calibration, open_work, place, read_clips, run_calibration
+from .common import add_model, check_out, load_model, say, size_text, text_table
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
+CALIBRATION_SHARE = 0.4
+"""Of --budget-minutes that may go into rolling out prompts; walking through the blocks takes about as long again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
     parser.add_argument("--recipe", choices=RECIPES, default="w8a8")
-    parser.add_argument("--single-scale", action="store_true", help="no scale of their own for outlier channels")
+    parser.add_argument("--rounding", choices=ROUNDING, help="another rounding method than the recipe's")
+    parser.add_argument("--outliers", choices=OUTLIERS, help="another choice of outlier channels than the recipe's")
+    parser.add_argument("--single-scale", action="store_true", help="the same as --outliers none")
+    parser.add_argument("--symmetric", action="store_true", help="weights without zero points")
+    parser.add_argument("--target", help="choose 4, 8 or 16 bits a layer to meet a size, such as 900MB or '4.5 bits'")
+    parser.add_argument("--data-free", action="store_true", help="round to nearest, without any calibration")
+    parser.add_argument("--stats", type=Path, help="statistics written by `calibrate`, instead of --prompts")
+    add_calibration(parser)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    recipe = RECIPES[args.recipe]
-    if args.single_scale:
-        recipe = replace(recipe, outliers="none")
+    recipe = wanted(args)
     check_out(args.out, ".safetensors")
-    model, reports = quantize(load_model(args.model, args.preset), recipe)
-    save(model, args.out)
+    model = load_model(args.model, args.preset)
+    if not args.data_free and not args.stats and not args.prompts and model.preset_name != "demo":
+        say(
+            "No prompts were given, so weights are rounded to nearest without calibration; --prompts (or --stats) "
+            "makes a much better model."
+        )
+        recipe = recipe.without_data()
+    if recipe == recipe.without_data():
+        place(model, args.device)
+        model, reports = with_bar(model, recipe)
+        save(model, args.out)
+    else:
+        model, reports = calibrated(args, model, recipe)
     print(text_table(by_kind(reports)))
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
-def quantize(model: Model, recipe: Recipe) -> tuple[Model, list[LayerReport]]:
-    """Quantize the model's tree in place and note in the model what each layer got."""
+def wanted(args: argparse.Namespace) -> Recipe:
+    """The recipe with the user's changes."""
+    recipe = replace(RECIPES[args.recipe], symmetric=args.symmetric, target=args.target)
+    if args.rounding:
+        recipe = replace(recipe, rounding=args.rounding)
+    if args.outliers or args.single_scale:
+        recipe = replace(recipe, outliers="none" if args.single_scale else args.outliers)
+    return recipe.without_data() if args.data_free else recipe
+
+
+def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[Model, list[LayerReport]]:
+    """Calibrate, or read statistics, and quantize; what is finished survives a kill."""
+    place(model, args.device)
+    if args.stats:
+        calibration = load_calibration(args.stats)
+        work = open_work(args, model, recipe, {"stats": sha256(args.stats.read_bytes()).hexdigest()})
+    else:
+        clips = read_clips(args, model)
+        work = open_work(args, model, recipe, clips.about)
+        minutes = None if args.budget_minutes is None else CALIBRATION_SHARE * args.budget_minutes
+        calibration = run_calibration(model, recipe, clips, args.seed, work, minutes)
+    model, reports = with_bar(model, recipe, calibration, work)
+    save(model, args.out)
+    work.finish()
+    return model, reports
+
+
+def with_bar(
+    model: Model, recipe: Recipe, calibration: Calibration | None = None, work: Work | None = None
+) -> tuple[Model, list[LayerReport]]:
+    """Quantize with a progress bar."""
     count = sum(map(len, linear_groups(model.config.num_layers)))
     with tqdm(total=count, unit="linear", desc="quantizing", leave=False) as bar:
-        reports = quantize_tree(model.tree, model.config.num_layers, recipe, lambda name: bar.update())
-    layers = {report.name: {k: v for k, v in asdict(report).items() if k != "name"} for report in reports}
-    return replace(model, recipe=recipe, notes={**model.notes, "layers": layers}), reports
+        return quantize(model, recipe, calibration, work, lambda name: bar.update())
 
 
 def by_kind(reports: list[LayerReport]) -> list[dict[str, object]]:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint.read import read
 from ..demo import bundle, pixels, prompts
 from ..errors import CheckpointError, PromptError, SettingError
 from ..files import replacing
@@ -20,7 +19,7 @@ from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
-from .common import add_model, check_out, load_model, ready, say
+from .common import add_model, check_out, load_model, one_tensor, parse_size, ready, say
 
 HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
 
@@ -122,14 +121,6 @@ def pixel_frames(latent_frames: int, demo: bool) -> int:
     return latent_frames if demo else 1 + 4 * (latent_frames - 1)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """'60x104' -> (60, 104)."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
-        raise SettingError(f"The size {text!r} is not HEIGHTxWIDTH of the latents, such as 60x104.")
-    return int(parts[0]), int(parts[1])
-
-
 def read_embeddings(name: str) -> Tensor:
     """Prompt embeddings [1, tokens, text_dim] from a safetensors file with one tensor, or one called text_embeds."""
     path = Path(name)
@@ -138,7 +129,7 @@ def read_embeddings(name: str) -> Tensor:
             f"{name!r} is text, but this checkpoint's text encoder is not part of it: encode the prompt and give a "
             "safetensors file of embeddings [tokens, text_dim]."
         )
-    tensor = _one_tensor(path, "text_embeds")
+    tensor = one_tensor(path, "text_embeds")
     if tensor.ndim not in (2, 3):
         raise CheckpointError(
             f"{path} holds a tensor of shape {tuple(tensor.shape)}; embeddings are [tokens, text_dim]."
@@ -148,17 +139,7 @@ def read_embeddings(name: str) -> Tensor:
 
 def read_latents(path: Path) -> Tensor:
     """Latents [batch, channels, frames, height, width] from a safetensors file."""
-    tensor = _one_tensor(path, "latents")
+    tensor = one_tensor(path, "latents")
     if tensor.ndim != 5:
         raise CheckpointError(f"{path} holds a tensor of shape {tuple(tensor.shape)}; latents have five axes.")
-    return tensor
-
-
-def _one_tensor(path: Path, key: str) -> Tensor:
-    tensors = read(path).tensors
-    if key not in tensors and len(tensors) != 1:
-        raise CheckpointError(f"{path} holds {len(tensors)} tensors and none is called {key!r}.")
-    tensor = tensors.get(key, next(iter(tensors.values())))
-    if not (tensor.numel() and tensor.is_floating_point() and torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path} holds a tensor {tuple(tensor.shape)} that is empty or not of finite floats.")
     return tensor

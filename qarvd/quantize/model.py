@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..calibrate.stats import LayerStats
 from ..errors import CheckpointError, SettingError
 from ..ops.codecs import codec_of
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT, ChannelSplit
 from ..recipe import Recipe
+from .grid import row_error
 from .outliers import published_split
-from .rounding import ROUNDING
+from .rounding import ROUNDING, Task
+from .search import search_split
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class LayerReport:
     nbytes: int
     relative_error: float
     """Squared error of the dequantized weight over the squared weight."""
+    output_error: float | None = None
+    """Frame-weighted squared error of the output, beyond the best float weight's, over the squared output, if known."""
+    tried: Mapping[int, float] | None = None
+    """Estimated relative output error by number of outlier channels, where that was searched."""
     kept: str | None = None
     """Why it stayed in 16 bits, or None."""
 
@@ -51,7 +58,7 @@ def linear_groups(num_layers: int) -> Iterator[tuple[str, ...]]:
 
 
 def choose_split(weights: Sequence[Tensor], recipe: Recipe) -> ChannelSplit:
-    """The outlier channels that linears with one input share."""
+    """The outlier channels that linears with one input share, without knowing the input."""
     if recipe.outliers == "none":
         return ChannelSplit(weights[0].shape[1])
     return published_split(*weights)
@@ -61,35 +68,89 @@ def choose_split(weights: Sequence[Tensor], recipe: Recipe) -> ChannelSplit:
 def quantize_tree(
     tree: nn.Module, num_layers: int, recipe: Recipe, on_layer: Callable[[str], object] = lambda name: None
 ) -> list[LayerReport]:
-    """Replace the tree's linears by quantized ones, in place; every weight is freed as its codes are made.
+    """Replace the tree's linears by quantized ones, in place and without data; each weight is freed at once.
 
-    Raises CheckpointError for a weight with NaN or infinite values and SettingError for an unknown rounding method
-    or an unknown name among those to keep.
+    Raises CheckpointError for a weight with NaN or infinite values and SettingError for an unknown rounding method, one
+    that needs data, or an unknown name among those to keep.
     """
+    check_recipe(recipe, num_layers)
+    reports = []
+    for names in linear_groups(num_layers):
+        linears = [linear_of(tree, name) for name in names]
+        for linear, report in quantize_group(names, linears, recipe, recipe.weight_bits):
+            if linear is not None:
+                tree.set_submodule(report.name, linear)
+            reports.append(report)
+            on_layer(report.name)
+    return reports
+
+
+def check_recipe(recipe: Recipe, num_layers: int) -> None:
+    """Raise SettingError for an unknown rounding method or an unknown name among the linears to keep."""
     if recipe.rounding not in ROUNDING:
         raise SettingError(f"There is no rounding method {recipe.rounding!r}; choose from {', '.join(ROUNDING)}.")
     if unknown := set(recipe.keep).difference(*linear_groups(num_layers)):
         raise SettingError(f"The recipe keeps {sorted(unknown)}, which are not among this model's quantized linears.")
-    codec = codec_of(recipe.weight_bits)
-    reports = []
-    for names in linear_groups(num_layers):
-        linears = [_linear(tree, name) for name in names]
-        weights = [linear.weight for linear in linears]
-        reason = _reason_to_keep(names, weights[0], recipe)
-        split = None if reason else choose_split(weights, recipe)
-        for name, linear in zip(names, linears, strict=True):
-            weight = linear.weight
-            if split is None:
-                shape = (weight.shape[0], weight.shape[1])
-                reports.append(LayerReport(name, shape, 0, 16, 2 * weight.numel(), 0.0, reason))
-            else:
-                quantized = ROUNDING[recipe.rounding](weight, split, codec)
-                error = relative_error(weight, quantized.dequantize())
-                tree.set_submodule(name, QuantizedLinear(quantized, linear.bias))
-                n, size = split.n_outlier, quantized.nbytes
-                reports.append(LayerReport(name, quantized.shape, n, codec.bits, size, error))
-            on_layer(name)
-    return reports
+
+
+def quantize_group(
+    names: Sequence[str], linears: Sequence[nn.Linear], recipe: Recipe, bits: int, stats: LayerStats | None = None
+) -> list[tuple[QuantizedLinear | None, LayerReport]]:
+    """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
+
+    `bits` 16 keeps them.
+    """
+    weights = [linear.weight for linear in linears]
+    reason = "kept by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
+    if reason:
+        return [
+            (None, LayerReport(name, (len(w), w.shape[1]), 0, 16, 2 * w.numel(), 0.0, kept=reason))
+            for name, w in zip(names, weights, strict=True)
+        ]
+    codec = codec_of(bits)
+    tried = None
+    if recipe.outliers == "search" and stats is not None:
+        search = search_split(weights, stats, codec, recipe.symmetric)
+        split, tried = search.split, search.errors
+    else:
+        split = choose_split(weights, recipe)
+    results = []
+    for name, linear in zip(names, linears, strict=True):
+        correct = recipe.correct_bias and stats is not None and linear.bias is not None
+        task = Task(linear.weight, split, codec, recipe.symmetric, stats, correct)
+        quantized = ROUNDING[recipe.rounding](task)
+        restored = quantized.dequantize()
+        bias, output_error = linear.bias, None
+        if stats is not None:
+            output_error = relative_output_error(task, restored)
+            if correct:
+                bias = corrected_bias(linear, restored, stats)
+        report = LayerReport(
+            name,
+            quantized.shape,
+            split.n_outlier,
+            bits,
+            quantized.nbytes,
+            relative_error(linear.weight, restored),
+            output_error,
+            tried,
+        )
+        results.append((QuantizedLinear(quantized, bias), report))
+    return results
+
+
+def corrected_bias(linear: nn.Linear, restored: Tensor, stats: LayerStats) -> Tensor:
+    """The bias with which the quantized layer's mean output on its inputs is the full one's on its own, [out]."""
+    mean, drift = stats.total / stats.weight, stats.drift / stats.weight
+    weight = linear.weight.double()
+    return (linear.bias.double() + weight @ (mean + drift) - restored.double() @ mean).to(linear.bias.dtype)
+
+
+def relative_output_error(task: Task, restored: Tensor) -> float:
+    """Frame-weighted squared error of the output, beyond that of the best float weight, over the squared output."""
+    target, hessian = task.problem()
+    energy = row_error(task.weight.double(), hessian).sum()
+    return float(row_error(restored.double() - target, hessian).sum() / energy.clamp_min(1e-30))
 
 
 def relative_error(weight: Tensor, other: Tensor) -> float:
@@ -98,15 +159,17 @@ def relative_error(weight: Tensor, other: Tensor) -> float:
     return float(((weight - other).square().sum() / weight.square().sum()).nan_to_num())
 
 
-def _reason_to_keep(names: Sequence[str], weight: Tensor, recipe: Recipe) -> str | None:
+def reason_to_keep(names: Sequence[str], channels: int, recipe: Recipe) -> str | None:
+    """Why linears with one input cannot be quantized, or None."""
     if set(names) & set(recipe.keep):
         return "kept by the recipe"
-    if weight.shape[1] % ALIGNMENT:
-        return f"its {weight.shape[1]} input channels are not a multiple of {ALIGNMENT}"
+    if channels % ALIGNMENT:
+        return f"its {channels} input channels are not a multiple of {ALIGNMENT}"
     return None
 
 
-def _linear(tree: nn.Module, name: str) -> nn.Linear:
+def linear_of(tree: nn.Module, name: str) -> nn.Linear:
+    """A full-precision linear of the tree. Raises CheckpointError where it is quantized or not finite."""
     linear = tree.get_submodule(name)
     if isinstance(linear, QuantizedLinear):
         raise CheckpointError(f"{name} is already quantized; start from the full-precision checkpoint.")

@@ -29,12 +29,17 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """One model call: `clean` is its prediction of the finished chunk; the call that fills the cache is the last."""
+    """One model call; the one that fills the cache is the last of its chunk."""
 
     chunk: int
     index: int
     timestep: float
+    start: int
+    """The chunk's first latent frame."""
+    latents: Tensor
+    """What the model is given, [batch, channels, frames, height, width]."""
     clean: Tensor
+    """Its prediction of the finished chunk."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +95,57 @@ def stream(
     """
     denoiser.cache.reset()
     start = index = 0
-
-    def clean_at(x: Tensor, timestep: float, step: int) -> Tensor:
-        velocity = denoiser.velocity(x, timestep, start)
-        clean = (x.double() - schedule.sigma(timestep) * velocity.double()).to(x.dtype)
-        on_step(Step(index, step, timestep, clean))
-        return clean
-
     try:
         for latents in initial:
-            clean_at(latents, 0.0, 0)
+            call(denoiser, schedule, latents, index, 0, 0.0, start, on_step)
             start, index = start + latents.shape[2], index + 1
         for x in noise:
-            timesteps = schedule.of_chunk(index)
-            for step, timestep in enumerate(timesteps):
-                if step:
-                    sigma = schedule.sigma(timestep)
-                    x = ((1 - sigma) * x.float() + sigma * fresh_noise(x.shape).float()).to(x.dtype)
-                x = clean_at(x, timestep, step)
-            yield Chunk(index, start, x)
-            clean_at(x, schedule.context_noise, len(timesteps))
+            chunk = denoise(denoiser, x, schedule, fresh_noise, index, start, on_step)
+            yield chunk
+            write(denoiser, chunk, schedule, on_step)
             start, index = start + x.shape[2], index + 1
     finally:
         denoiser.cache.reset()
+
+
+def denoise(
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    fresh_noise: NoiseSource,
+    index: int,
+    start: int,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Chunk:
+    """Generate chunk `index`, which starts at latent frame `start`, from its noise `x`."""
+    for step, timestep in enumerate(schedule.of_chunk(index)):
+        if step:
+            sigma = schedule.sigma(timestep)
+            x = ((1 - sigma) * x.float() + sigma * fresh_noise(x.shape).float()).to(x.dtype)
+        x = call(denoiser, schedule, x, index, step, timestep, start, on_step)
+    return Chunk(index, start, x)
+
+
+def write(
+    denoiser: Denoiser, chunk: Chunk, schedule: Schedule, on_step: Callable[[Step], None] = lambda step: None
+) -> None:
+    """Write a finished chunk into the cache, for those that follow."""
+    last = len(schedule.of_chunk(chunk.index))
+    call(denoiser, schedule, chunk.latents, chunk.index, last, schedule.context_noise, chunk.start, on_step)
+
+
+def call(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    latents: Tensor,
+    chunk: int,
+    step: int,
+    timestep: float,
+    start: int,
+    on_step: Callable[[Step], None],
+) -> Tensor:
+    """Call the model once: its prediction of the clean chunk."""
+    velocity = denoiser.velocity(latents, timestep, start)
+    clean = (latents.double() - schedule.sigma(timestep) * velocity.double()).to(latents.dtype)
+    on_step(Step(chunk, step, timestep, start, latents, clean))
+    return clean

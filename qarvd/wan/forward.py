@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,19 +28,55 @@ def encode_text(tree: Any, config: WanConfig, embeddings: Tensor) -> TextCache:
     `embeddings` [batch, tokens, text_dim] are zero-padded to `text_len`; as published, the padding takes
     part in attention. Raises ShapeError for embeddings of another model.
     """
+    text = tree.text_embedding(pad_text(config, embeddings))  # [batch, text_len, dim]
+    return [text_pair(block, config, text) for block in tree.blocks]
+
+
+def pad_text(config: WanConfig, embeddings: Tensor) -> Tensor:
+    """Zero-pad to [batch, text_len, text_dim]. Raises ShapeError for embeddings of another model."""
     if embeddings.ndim != 3 or embeddings.shape[2] != config.text_dim or embeddings.shape[1] > config.text_len:
         raise ShapeError(
             f"The prompt embeddings have shape {tuple(embeddings.shape)}; this model takes "
             f"[batch, at most {config.text_len} tokens, {config.text_dim}]. Encode the prompt with its text encoder."
         )
-    padded = F.pad(embeddings, (0, 0, 0, config.text_len - embeddings.shape[1]))
-    text = tree.text_embedding(padded)  # [batch, text_len, dim]
-    cache = []
-    for block in tree.blocks:
-        attention = block.cross_attn
-        key, value = apply_linears(text, attention.k, attention.v)
-        cache.append((_heads(attention.norm_k(key), config), _heads(value, config)))
-    return cache
+    return F.pad(embeddings, (0, 0, 0, config.text_len - embeddings.shape[1]))
+
+
+def text_pair(block: Any, config: WanConfig, text: Tensor) -> tuple[Tensor, Tensor]:
+    """One block's cross-attention key and value of `text` [batch, text_len, dim]."""
+    attention = block.cross_attn
+    key, value = apply_linears(text, attention.k, attention.v)
+    return _heads(attention.norm_k(key), config), _heads(value, config)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model call's input: `tokens` [batch, frames, tokens per frame, dim], and what all blocks are told with it."""
+
+    tokens: Tensor
+    turn: Tensor
+    """Rotation of each token, [frames * tokens per frame, head_dim / 2, 2]."""
+    time: Tensor
+    """[batch, frames, dim]."""
+    shifts: Tensor
+    """Six of the time's modulation vectors, [batch, frames, 6, dim]."""
+    grid: tuple[int, int]
+    """Rows and columns of a frame's tokens."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a block: x + gate * out(mix(*ins(enter(x)))), all linears in `ins` and `out`, by name."""
+
+    ins: tuple[str, ...]
+    out: str
+    enter: Callable[[Tensor], Tensor]
+    mix: Callable[..., Tensor]
+    gate: Tensor | None
+
+    def leave(self, x: Tensor, branch: Tensor) -> Tensor:
+        """`x` with the output of the branch added."""
+        return x + (branch if self.gate is None else branch * self.gate)
 
 
 def predict(
@@ -55,36 +93,62 @@ def predict(
     `latents` [batch, channels, frames, height, width]; `timesteps` [batch, frames] on the scale 0..1000;
     `positions` [frames], the absolute latent frame index of each frame; `attend` owns the key/value cache.
     """
+    came = embed(tree, config, latents, timesteps, positions)
+    x = came.tokens
+    for index, block in enumerate(tree.blocks):
+        for branch in branches(block, config, came, text[index], partial(attend, index)):
+            linears = [block.get_submodule(name) for name in branch.ins]
+            mixed = branch.mix(*apply_linears(branch.enter(x), *linears))
+            x = branch.leave(x, block.get_submodule(branch.out)(mixed))
+
+    head = tree.head
+    m = (head.modulation.to(x) + came.time.unsqueeze(2)).unsqueeze(3).unbind(2)
+    patches = head.head(head.norm(x) * (1 + m[1]) + m[0])
+    return _unpatchify(patches, config, *came.grid)
+
+
+def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, positions: Tensor) -> Embedded:
+    """What comes before the blocks; arguments as in `predict`."""
     x = tree.patch_embedding(latents)  # [batch, dim, frames, rows, columns]
     batch, _, frames, rows, columns = x.shape
     x = x.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens per frame, dim]
-    turn = grid_rotation(positions, rows, columns, config.head_dim)  # [tokens, head_dim / 2, 2]
+    turn = grid_rotation(positions, rows, columns, config.head_dim)
 
     wave = time_wave(timesteps.flatten(), config.freq_dim).to(x.dtype)
     time = tree.time_embedding(wave)  # [batch * frames, dim]
     shifts = tree.time_projection(time).unflatten(-1, (6, -1)).unflatten(0, (batch, frames))
+    return Embedded(x, turn, time.unflatten(0, (batch, frames)), shifts, (rows, columns))
 
-    for index, block in enumerate(tree.blocks):
-        m = (block.modulation.to(x) + shifts).unsqueeze(3).unbind(2)  # six of [batch, frames, 1, dim]
 
-        attention = block.self_attn
-        query, key, value = apply_linears(block.norm1(x) * (1 + m[1]) + m[0], attention.q, attention.k, attention.v)
-        query = rotate(_heads(attention.norm_q(query), config), turn)
-        key = rotate(_heads(attention.norm_k(key), config), turn)
-        mixed = attend(index, query, key, _heads(value, config))
-        x = x + attention.o(_tokens(mixed, x)) * m[2]
+def branches(
+    block: Any,
+    config: WanConfig,
+    came: Embedded,
+    text: tuple[Tensor, Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Iterator[Branch]:
+    """Self-attention, cross-attention and feed-forward of one block, in the order in which they run."""
+    m = (block.modulation.to(came.tokens) + came.shifts).unsqueeze(3).unbind(2)  # six of [batch, frames, 1, dim]
 
-        attention = block.cross_attn
-        query = _heads(attention.norm_q(attention.q(block.norm3(x))), config)
-        mixed = F.scaled_dot_product_attention(query, *text[index])
-        x = x + attention.o(_tokens(mixed, x))
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        layer = block.self_attn
+        turned_query = rotate(_heads(layer.norm_q(query), config), came.turn)
+        turned_key = rotate(_heads(layer.norm_k(key), config), came.turn)
+        return _tokens(attend(turned_query, turned_key, _heads(value, config)), query)
 
-        x = x + block.ffn(block.norm2(x) * (1 + m[4]) + m[3]) * m[5]
+    def cross_attention(query: Tensor) -> Tensor:
+        heads = _heads(block.cross_attn.norm_q(query), config)
+        return _tokens(F.scaled_dot_product_attention(heads, *text), query)
 
-    head = tree.head
-    m = (head.modulation.to(x) + time.unflatten(0, (batch, frames)).unsqueeze(2)).unsqueeze(3).unbind(2)
-    patches = head.head(head.norm(x) * (1 + m[1]) + m[0])
-    return _unpatchify(patches, config, rows, columns)
+    yield Branch(
+        ("self_attn.q", "self_attn.k", "self_attn.v"),
+        "self_attn.o",
+        lambda x: block.norm1(x) * (1 + m[1]) + m[0],
+        attention,
+        m[2],
+    )
+    yield Branch(("cross_attn.q",), "cross_attn.o", block.norm3, cross_attention, None)
+    yield Branch(("ffn.0",), "ffn.2", lambda x: block.norm2(x) * (1 + m[4]) + m[3], block.ffn[1], m[5])
 
 
 def time_wave(timesteps: Tensor, freq_dim: int) -> Tensor:

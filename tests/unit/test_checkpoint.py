@@ -32,7 +32,7 @@ LAYER = "blocks.0.ffn.2"
 
 @pytest.fixture(params=RECIPES)
 def quantized(request: pytest.FixtureRequest, model: Model) -> Model:
-    recipe = RECIPES[request.param]
+    recipe = RECIPES[request.param].without_data()
     quantize_tree(model.tree, model.config.num_layers, recipe)
     return replace(model, recipe=recipe, notes={"layers": {LAYER: {"bits": recipe.weight_bits}}, "remark": "ä"})
 

@@ -9,7 +9,7 @@ import torch
 from qarvd.checkpoint.quantized import write_linear
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.split import ChannelSplit
-from qarvd.quantize.rounding import ROUNDING
+from qarvd.quantize.rounding import ROUNDING, Task
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 
@@ -21,7 +21,7 @@ def test_the_documented_code_decodes_a_linear(codec: str, outliers: tuple[int, .
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
         exec(block, namespace)
     weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
-    quantized = ROUNDING["nearest"](weight, ChannelSplit(96, outliers), CODECS[codec])
+    quantized = ROUNDING["nearest"](Task(weight, ChannelSplit(96, outliers), CODECS[codec]))
     stored = dict(write_linear("layer", quantized))
 
     codes = stored["layer.weight"]

@@ -9,8 +9,8 @@ from torch import Tensor
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import LEAST_RATIO, QuantizedWeight
-from qarvd.quantize.rounding import ROUNDING
-from qarvd.quantize.rounding.nearest import CLIPS, best_scale, to_codes
+from qarvd.quantize.grid import CLIPS, fit_grid, to_codes
+from qarvd.quantize.rounding import ROUNDING, Task
 
 laws = settings(max_examples=40, deadline=None)
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -41,7 +41,7 @@ def test_the_error_is_at_most_half_a_step_where_nothing_is_clipped(
     codec: Codec, heads: int, boost: float, seed: int
 ) -> None:
     weight, split = random_weight(4, heads, boost, seed)
-    quantized = nearest(weight, split, codec)
+    quantized = nearest(Task(weight, split, codec))
     step, restored = logical_scale(quantized), quantized.dequantize()
     assert restored.shape == weight.shape == quantized.shape
     clipped = weight.abs() > (codec.high + 0.5) * step
@@ -56,7 +56,9 @@ def test_a_dual_scale_is_never_worse_than_a_single_one_on_the_normal_columns(
     codec: Codec, heads: int, boost: float, seed: int
 ) -> None:
     weight, split = random_weight(4, heads, boost, seed)
-    dual, single = (nearest(weight, s, codec).dequantize() - weight for s in (split, ChannelSplit(split.channels)))
+    dual, single = (
+        nearest(Task(weight, s, codec)).dequantize() - weight for s in (split, ChannelSplit(split.channels))
+    )
     normal = split.order[split.n_outlier :]
     never_worse = dual[:, normal].square().sum(1) <= single[:, normal].square().sum(1)
     same_clips = weight[:, normal].abs().amax(1) == weight.abs().amax(1)
@@ -70,10 +72,13 @@ def test_the_clip_of_a_row_is_the_best_of_those_tried(codec: Codec, seed: int) -
     rows, _ = random_weight(1, 0, 1.0, seed)
 
     def error(scale: Tensor) -> Tensor:
-        return (to_codes(rows, scale[:, None], codec) * scale[:, None] - rows).square().sum(1)
+        step, none = scale[:, None], torch.zeros(len(rows), 1)
+        return (to_codes(rows, step, none, codec.low, codec.high) * step - rows).square().sum(1)
 
-    full = rows.abs().amax(1) / codec.high
-    assert torch.equal(error(best_scale(rows, codec)), torch.stack([error(full * clip) for clip in CLIPS]).amin(0))
+    top = rows.abs().amax(1)
+    found = fit_grid(rows, 0, codec, symmetric=True).scale[:, 1]
+    tried = [error((2 * top) * (clip / (2 * codec.high))) for clip in CLIPS]
+    assert torch.equal(error(found), torch.stack(tried).amin(0))
 
 
 @laws
@@ -81,7 +86,7 @@ def test_the_clip_of_a_row_is_the_best_of_those_tried(codec: Codec, seed: int) -
 def test_the_normal_scale_is_at_least_a_256th_of_the_outlier_scale(codec: Codec, hush: float, seed: int) -> None:
     weight, split = random_weight(3, 1, 1.0, seed)
     weight[:6, split.order[split.n_outlier :]] *= hush
-    quantized = nearest(weight, split, codec)
+    quantized = nearest(Task(weight, split, codec))
     assert (quantized.scale[:, 1] >= quantized.scale[:, 0] * LEAST_RATIO).all()
     assert quantized.guard <= 32 * 127 * 128 / LEAST_RATIO / 2**30
 
@@ -91,7 +96,7 @@ def test_the_normal_scale_is_at_least_a_256th_of_the_outlier_scale(codec: Codec,
 def test_rows_of_zeros_stay_zero(codec: Codec, heads: int) -> None:
     weight, split = random_weight(3, heads, 8.0, seed=0)
     weight[3] = 0
-    quantized = nearest(weight, split, codec)
+    quantized = nearest(Task(weight, split, codec))
     assert not quantized.dequantize()[3].any()
     assert (quantized.scale > 0).all() and torch.isfinite(quantized.scale).all()
 
@@ -103,11 +108,11 @@ def test_whole_multiples_of_the_steps_are_restored_in_their_logical_places(codec
     weight[:, :3] = codec.high
     split = ChannelSplit(96, (1, *range(5, 67, 2)))
     weight[:, list(split.outliers)] *= 16
-    assert torch.equal(nearest(weight, split, codec).dequantize(), weight)
+    assert torch.equal(nearest(Task(weight, split, codec)).dequantize(), weight)
 
 
 @every_codec
 def test_narrow_weights_are_rounded_as_their_float32_values(codec: Codec) -> None:
     weight, split = random_weight(3, 1, 8.0, seed=0)
-    narrow, wide = (nearest(w, split, codec) for w in (weight.bfloat16(), weight.bfloat16().float()))
+    narrow, wide = (nearest(Task(w, split, codec)) for w in (weight.bfloat16(), weight.bfloat16().float()))
     assert torch.equal(narrow.codes, wide.codes) and torch.equal(narrow.scale, wide.scale)

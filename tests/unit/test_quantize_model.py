@@ -15,6 +15,7 @@ from qarvd.wan.config import WanConfig
 from qarvd.wan.tree import WanTree
 
 CONFIG = WanConfig(dim=96, ffn_dim=128, num_heads=2, num_layers=2, text_dim=64, text_len=4, freq_dim=32)
+W8A8 = RECIPES["w8a8"].without_data()
 NAMES = [name for group in linear_groups(CONFIG.num_layers) for name in group]
 
 
@@ -28,7 +29,7 @@ def tree_of(config: WanConfig = CONFIG) -> WanTree:
     return tree
 
 
-def quantize(tree: WanTree, recipe: Recipe = RECIPES["w8a8"]) -> list[LayerReport]:
+def quantize(tree: WanTree, recipe: Recipe = W8A8) -> list[LayerReport]:
     return quantize_tree(tree, tree.config.num_layers, recipe)
 
 
@@ -42,7 +43,7 @@ def linear_in(tree: WanTree, name: str) -> nn.Linear:
     return linear
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", [r.without_data() for r in RECIPES.values()], ids=RECIPES)
 def test_linears_of_the_blocks_and_of_the_text_are_quantized_and_no_others(recipe: Recipe) -> None:
     tree = tree_of()
     reports = quantize(tree, recipe)
@@ -52,7 +53,7 @@ def test_linears_of_the_blocks_and_of_the_text_are_quantized_and_no_others(recip
     assert [report.name for report in reports] == NAMES
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", [r.without_data() for r in RECIPES.values()], ids=RECIPES)
 def test_the_report_tells_what_each_linear_got(recipe: Recipe) -> None:
     tree, original = tree_of(), tree_of()
     for report in quantize(tree, recipe):
@@ -79,7 +80,7 @@ def test_linears_with_one_input_share_the_split_of_their_common_norms() -> None:
 
 def test_without_outliers_there_is_a_single_scale() -> None:
     tree = tree_of()
-    reports = quantize(tree, Recipe(outliers="none"))
+    reports = quantize(tree, Recipe(outliers="none").without_data())
     assert all(linear.weight.split.n_outlier == 0 for linear in quantized_in(tree).values())
     assert all(report.n_outlier == 0 for report in reports)
 
@@ -95,7 +96,7 @@ def test_input_channels_that_are_not_a_multiple_of_32_stay_in_16_bits() -> None:
 
 def test_kept_linears_stay_with_those_that_read_the_same_input() -> None:
     tree = tree_of()
-    reports = quantize(tree, Recipe(keep=("blocks.1.ffn.2", "blocks.0.cross_attn.k")))
+    reports = quantize(tree, Recipe(keep=("blocks.1.ffn.2", "blocks.0.cross_attn.k")).without_data())
     kept = {"blocks.1.ffn.2", "blocks.0.cross_attn.k", "blocks.0.cross_attn.v"}
     assert {report.name for report in reports if report.kept == "kept by the recipe"} == kept
     assert set(quantized_in(tree)) == set(NAMES) - kept
@@ -104,7 +105,7 @@ def test_kept_linears_stay_with_those_that_read_the_same_input() -> None:
 def test_an_unknown_name_to_keep_is_refused_before_anything_changes() -> None:
     tree = tree_of()
     with pytest.raises(SettingError, match=r"keeps \['blocks.2.ffn.0'\]"):
-        quantize(tree, Recipe(keep=("blocks.2.ffn.0", "blocks.1.ffn.0")))
+        quantize(tree, Recipe(keep=("blocks.2.ffn.0", "blocks.1.ffn.0")).without_data())
     assert not quantized_in(tree)
 
 
@@ -125,13 +126,13 @@ def test_a_quantized_tree_is_not_quantized_again() -> None:
 
 
 def test_an_unknown_rounding_method_is_refused() -> None:
-    with pytest.raises(SettingError, match="no rounding method 'up'; choose from nearest"):
+    with pytest.raises(SettingError, match=r"no rounding method 'up'; choose from .*nearest"):
         quantize(tree_of(), Recipe(rounding="up"))
 
 
 def test_every_linear_is_announced_as_it_is_done() -> None:
     tree, seen = tree_of(), []
-    quantize_tree(tree, CONFIG.num_layers, RECIPES["w4a8"], seen.append)
+    quantize_tree(tree, CONFIG.num_layers, RECIPES["w4a8"].without_data(), seen.append)
     assert seen == NAMES
 
 

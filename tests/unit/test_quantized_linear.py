@@ -16,7 +16,7 @@ from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
-from qarvd.quantize.rounding import ROUNDING
+from qarvd.quantize.rounding import ROUNDING, Task
 
 laws = settings(max_examples=40, deadline=None)
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -28,7 +28,7 @@ def linear_of(codec: Codec, seed: int = 0, outliers: tuple[int, ...] = OUTLIERS,
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(24, 96, generator=generator)
     weight[:, list(outliers)] *= 10
-    quantized = ROUNDING["nearest"](weight, ChannelSplit(96, outliers), codec)
+    quantized = ROUNDING["nearest"](Task(weight, ChannelSplit(96, outliers), codec))
     return QuantizedLinear(quantized, torch.randn(24, generator=generator) if bias else None)
 
 

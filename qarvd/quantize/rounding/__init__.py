@@ -6,16 +6,17 @@ from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 
-from torch import Tensor
-
-from ...ops.codecs import Codec
-from ...ops.split import ChannelSplit
 from ...ops.weight import QuantizedWeight
+from .task import Task
 
-Round = Callable[[Tensor, ChannelSplit, Codec], QuantizedWeight]
-"""Quantize a float weight [out, in] whose logical columns are split in two ranges."""
+Round = Callable[[Task], QuantizedWeight]
+"""Quantize one linear's weight."""
 
 ROUNDING: dict[str, Round] = {
-    name: import_module(f".{name}", __name__).ROUND for name in (module.name for module in iter_modules(__path__))
+    name: import_module(f".{name}", __name__).ROUND
+    for name in (module.name for module in iter_modules(__path__))
+    if name != "task"
 }
 """Every rounding method by name."""
+
+__all__ = ["ROUNDING", "Round", "Task"]

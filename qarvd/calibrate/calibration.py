@@ -1,0 +1,113 @@
+"""A calibration: recorded roll-outs and the effect of each chunk; collected batch by batch, merged by adding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PromptError, SettingError
+from ..stream.sampler import frame_tokens
+from .rollout import Rollout, Setting, roll_out
+from .weights import FrameWeights, converged
+
+BATCH_TOKENS = 1600
+"""Tokens of a chunk that are generated together; many small clips at once keep a machine busy."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model did on some prompts; `a + b` merges those of other prompts."""
+
+    model: str
+    """Checksum of the model's tensors."""
+    preset_name: str
+    size: tuple[int, int]
+    """Height and width of the latents."""
+    frames: int
+    """Latent frames of a clip."""
+    rollouts: tuple[Rollout, ...]
+    errors: Tensor
+    """Of `roll_out`, for as many prompts as were measured: float64 [prompts, chunks, chunks]."""
+
+    def __add__(self, other: Calibration) -> Calibration:
+        mine, theirs = ((c.model, c.preset_name, c.size, c.frames) for c in (self, other))
+        if mine != theirs:
+            raise SettingError(f"Statistics of {mine} and of {theirs} (model, preset, size, frames) do not add up.")
+        rollouts, errors = self.rollouts + other.rollouts, torch.cat([self.errors, other.errors])
+        return Calibration(*mine, rollouts, errors)
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return sum(len(rollout.embeddings) for rollout in self.rollouts)
+
+    def weights(self, chunk_frames: Sequence[int]) -> FrameWeights:
+        """The weight of each chunk; all alike where nothing was measured."""
+        if not len(self.errors):
+            return FrameWeights.uniform(chunk_frames)
+        return FrameWeights.from_errors(self.errors, tuple(chunk_frames))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What came of a few prompts; `errors` where they were measured."""
+
+    rollout: Rollout
+    errors: Tensor | None
+
+
+def collect(
+    setting: Setting,
+    full: Any,
+    quantized: Any | None,
+    embeddings: Tensor,
+    seed: int,
+    most_measured: int,
+    recall: Callable[[int], Batch | None] = lambda first: None,
+    keep: Callable[[int, Batch], object] = lambda first, batch: None,
+    enough: Callable[[int], bool] = lambda prompts: False,
+    on_chunk: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[list[Rollout], Tensor]:
+    """Roll out all prompts `embeddings` [prompts, tokens, text_dim], one clip each, in batches.
+
+    While fewer than `most_measured` prompts were measured, and the intervals of the chunks' weights are wider than
+    20 %, each chunk's effect is measured too, with the tree `quantized` (None: never). `recall` and `keep` find and
+    store a batch by its first prompt; `enough(prompts)` may end the work early, but not before the first batch.
+    `on_chunk(done, total)` counts batches' chunks; the total is a guess that falls where measuring ends early.
+    Returns the roll-outs and the errors [measured, chunks, chunks].
+    """
+    if not len(embeddings):
+        raise PromptError("There are no prompts to calibrate with; give at least one, better 24 or more.")
+    at_once = max(1, BATCH_TOKENS // (setting.preset.chunk_frames * frame_tokens(setting.config, *setting.size)))
+    rollouts: list[Rollout] = []
+    chunks = len(setting.spans)
+    errors = torch.zeros(0, chunks, chunks, dtype=torch.float64)
+    whole, done = chunks * (chunks + 3) // 2, 0  # chunks of a measured batch; of one that is only recorded: chunks
+    starts = range(0, len(embeddings), at_once)
+    for number, first in enumerate(starts):
+        if first and enough(first):
+            break
+        measuring = quantized is not None and len(errors) < most_measured and not converged(errors, setting.chunk_sizes)
+        measured_later = -(-(most_measured - len(errors)) // at_once) if measuring else 0
+        total = done + chunks * (len(starts) - number)
+        total += (whole - chunks) * min(measured_later, len(starts) - number)
+
+        def count(total: int = total) -> None:
+            nonlocal done
+            done += 1
+            on_chunk(done, total)
+
+        batch = recall(first)
+        if batch is None:
+            some = embeddings[first : first + at_once]
+            seeds = range(seed + first, seed + first + len(some))
+            batch = Batch(*roll_out(setting, full, some, seeds, quantized if measuring else None, count))
+            keep(first, batch)
+        rollouts.append(batch.rollout)
+        if batch.errors is not None:
+            errors = torch.cat([errors, batch.errors])
+    return rollouts, errors

@@ -1,0 +1,41 @@
+"""Add up the statistics of one layer's inputs, call by call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .stats import LayerStats
+
+TOKENS = 131_072
+"""Tokens of all calibration roll-outs together that a layer's statistics are made of; beyond that, a random share."""
+
+
+class Collector:
+    """The growing statistics of linears `names`, which read one input."""
+
+    def __init__(self, names: tuple[str, ...], tokens: int) -> None:
+        """`tokens`: how many are going to come."""
+        self.names = names
+        self.share = min(1.0, TOKENS / max(1, tokens))
+        self.generator = torch.Generator().manual_seed(0)
+        self.stats: LayerStats | None = None
+
+    def add(self, x: Tensor, full: Tensor | None, weight: float) -> None:
+        """Count tokens `x` [..., in], and those of the full-precision model (None: the same), at `weight` each.
+
+        Raises CheckpointError, naming the layer, where one is NaN or infinite.
+        """
+        x = x.flatten(0, -2)
+        full = None if full is None else full.flatten(0, -2)
+        if self.share < 1:
+            chosen = (torch.rand(len(x), generator=self.generator) < self.share).nonzero()[:, 0].to(x.device)
+            x, full = x[chosen], None if full is None else full[chosen]
+        if not (torch.isfinite(x).all() and (full is None or torch.isfinite(full).all())):
+            raise CheckpointError(
+                f"The inputs of {self.names[0]} became NaN or infinite in calibration: the checkpoint or the prompts "
+                "overflow there. Stream the full-precision model with the same prompts first."
+            )
+        stats = LayerStats.of(x, full, torch.full((len(x),), weight, device=x.device), self.generator)
+        self.stats = stats if self.stats is None else self.stats + stats

@@ -1,0 +1,38 @@
+"""Room for what is too big to hold at once: tensors in memory, or in files that the system pages in and out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError
+
+
+class Spill:
+    """Hands out CPU tensors whose content need not fit memory."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder`, which must exist, takes the files; None keeps all in memory. Whoever made the folder removes it."""
+        self.folder, self.count = folder, 0
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor. Raises SettingError where the disk has no room for it."""
+        if self.folder is None:
+            return torch.empty(tuple(shape), dtype=dtype)
+        path = self.folder / f"{self.count}.spill"
+        self.count += 1
+        size = prod(shape)
+        try:
+            with open(path, "wb") as file:
+                if hasattr(os, "posix_fallocate"):  # a sparse file on a full disk would kill the process later
+                    os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+                else:
+                    file.truncate(size * dtype.itemsize)
+            return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(tuple(shape))
+        except (OSError, RuntimeError) as error:
+            raise SettingError(f"{path} could not take {size * dtype.itemsize / 1e9:.2f} GB: {error}.") from error

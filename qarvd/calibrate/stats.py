@@ -1,0 +1,94 @@
+"""What calibration knows of a linear's inputs: sums over tokens that merge, and a few tokens kept as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+
+SAMPLES = 512
+"""Tokens kept of each layer."""
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Frame-weighted sums over the tokens that enter one linear, or linears that share an input; `a + b` merges.
+
+    Of each token calibration sees x, which the quantized model feeds the layer, and x_full, which the full-precision
+    model would; w is the weight of the token's chunk.
+    """
+
+    weight: float
+    """Sum of w."""
+    gram: Tensor
+    """Sum of w x x^T, float32 [in, in]."""
+    cross: Tensor
+    """Sum of w (x_full - x) x^T, float32 [in, in]."""
+    total: Tensor
+    """Sum of w x, float64 [in]."""
+    drift: Tensor
+    """Sum of w (x_full - x), float64 [in]."""
+    absmax: Tensor
+    """Largest |x| of each channel, float32 [in]."""
+    samples: Tensor
+    """A random sample of tokens x, float32 [at most SAMPLES, in]."""
+    sample_weight: Tensor
+    """w of each, float32."""
+    sample_key: Tensor
+    """The random number in whose order the sample is kept, float64; smallest first, so that merging is a union."""
+
+    def __post_init__(self) -> None:
+        channels = len(self.total)
+        if self.gram.shape != (channels, channels) or self.cross.shape != self.gram.shape:
+            raise ShapeError(f"Sums of {tuple(self.gram.shape)} and {tuple(self.cross.shape)} for {channels} channels.")
+
+    @classmethod
+    def of(cls, x: Tensor, full: Tensor | None, weight: Tensor, generator: torch.Generator) -> LayerStats:
+        """Statistics of tokens `x` [n, in] of weight `weight` [n], and `full` [n, in] (None: the same).
+
+        `generator`, on the CPU, picks the sample.
+        """
+        x = x.float()
+        weighted = x * weight.float()[:, None]  # [n, in]
+        drift = torch.zeros_like(x) if full is None else full.float() - x
+        key = torch.rand(len(x), dtype=torch.float64, generator=generator)
+        kept = key.argsort()[:SAMPLES]
+        at = kept.to(x.device)
+        return cls(
+            weight=float(weight.double().sum()),
+            gram=weighted.T @ x,
+            cross=torch.zeros(x.shape[1], x.shape[1], device=x.device) if full is None else drift.T @ weighted,
+            total=weighted.sum(0, dtype=torch.float64),
+            drift=(drift * weight.float()[:, None]).sum(0, dtype=torch.float64),
+            absmax=x.abs().amax(0),
+            samples=x[at],
+            sample_weight=weight.float()[at],
+            sample_key=key[kept],
+        )
+
+    def __add__(self, other: LayerStats) -> LayerStats:
+        keys = torch.cat([self.sample_key, other.sample_key])
+        kept = keys.argsort()[:SAMPLES]
+        at = kept.to(self.samples.device)
+        return LayerStats(
+            weight=self.weight + other.weight,
+            gram=self.gram + other.gram,
+            cross=self.cross + other.cross,
+            total=self.total + other.total,
+            drift=self.drift + other.drift,
+            absmax=torch.maximum(self.absmax, other.absmax),
+            samples=torch.cat([self.samples, other.samples])[at],
+            sample_weight=torch.cat([self.sample_weight, other.sample_weight])[at],
+            sample_key=keys[kept],
+        )
+
+    def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """`gram` and `cross` per unit of weight, float64 [in, in]; `centred` takes the means off, for a free bias."""
+        gram, cross = self.gram.double() / self.weight, self.cross.double() / self.weight
+        if centred:
+            mean, drift = self.total / self.weight, self.drift / self.weight
+            gram, cross = gram - torch.outer(mean, mean), cross - torch.outer(drift, mean)
+        return gram, cross

@@ -1,0 +1,170 @@
+"""`calibrate MODEL --prompts FILE --out stats.safetensors`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..calibrate.calibration import Calibration
+from ..checkpoint.calibration import save_calibration
+from ..checkpoint.model import Model, checksum
+from ..demo import bundle, prompts
+from ..errors import CheckpointError, PromptError, SettingError
+from ..jobs.calibrate import SEED, calibrate, identity, setting_of
+from ..jobs.work import Work
+from ..recipe import RECIPES, Recipe
+from .common import add_model, check_out, load_model, one_tensor, parse_size, pick_device, text_table
+
+HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
+LEAST_PROMPTS = 4
+DEMO_PROMPTS = 64
+"""Of the prompts the demo model was trained on, where none are given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, "model")
+    add_calibration(parser)
+    parser.add_argument("--recipe", choices=RECIPES, default="w4a8", help="the bits at which chunks are measured")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file of statistics to write")
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Arguments of everything that calibrates."""
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="a text file, one prompt a line, for the demo model; else a safetensors file of text_embeds "
+        "[prompts, tokens, text_dim]",
+    )
+    parser.add_argument("--chunks", type=int, default=7, help="chunks of each calibration clip (7)")
+    parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--budget-minutes", type=float, help="take as many of the prompts as this time allows")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
+    parser.add_argument("--device", default="auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_out(args.out, ".safetensors")
+    model = load_model(args.model, args.preset)
+    recipe = RECIPES[args.recipe]
+    clips = read_clips(args, model)
+    work = open_work(args, model, recipe, clips.about)
+    place(model, args.device)
+    calibration = run_calibration(model, recipe, clips, args.seed, work, args.budget_minutes)
+    save_calibration(calibration, args.out)
+    work.finish()
+    print_weights(calibration, setting_of(model, clips.size, clips.frames).chunk_sizes)
+    print(f"wrote {args.out}: {calibration.prompts} prompts")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is to be rolled out."""
+
+    embeddings: Tensor
+    """[prompts, tokens, text_dim]."""
+    size: tuple[int, int]
+    frames: int
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What tells these clips from others."""
+        return {"prompts": checksum({"text_embeds": self.embeddings}), "size": self.size, "frames": self.frames}
+
+
+def demo_clips(model: Model, prompts_: int, chunks: int) -> Clips:
+    """Clips of prompts that the demo model was trained on."""
+    side = bundle.LATENT_SIDE
+    known = prompts.split_prompts()[0][:prompts_]
+    return Clips(bundle.embed(known), (side, side), chunks * model.preset.chunk_frames)
+
+
+def read_clips(args: argparse.Namespace, model: Model) -> Clips:
+    """The clips that the arguments ask for. Raises PromptError and SettingError for what cannot be calibrated with."""
+    if args.chunks < 1:
+        raise SettingError("--chunks must be at least 1.")
+    if args.budget_minutes is not None and not args.budget_minutes > 0:
+        raise SettingError("--budget-minutes must be above 0.")
+    demo = model.preset_name == "demo"
+    if args.prompts is None:
+        if not demo:
+            raise PromptError("--prompts is missing: a safetensors file of text_embeds [prompts, tokens, text_dim].")
+        return demo_clips(model, DEMO_PROMPTS, args.chunks)
+    embeddings = read_prompts(args.prompts, demo)
+    if len(embeddings) < LEAST_PROMPTS:
+        raise PromptError(
+            f"{args.prompts} holds {len(embeddings)} prompts; calibration needs at least {LEAST_PROMPTS}, and 24 or "
+            "more of different kinds do much better."
+        )
+    size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
+    return Clips(embeddings, size, args.chunks * model.preset.chunk_frames)
+
+
+def read_prompts(path: Path, demo: bool) -> Tensor:
+    """Embeddings of a list of prompts. Raises PromptError or CheckpointError for a file that holds none."""
+    if not path.is_file():
+        raise PromptError(f"There is no file {path}.")
+    if demo:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path} is not a text file in UTF-8.") from error
+        texts = [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise PromptError(f"{path} holds no prompts; write one a line.")
+        return bundle.embed([prompts.parse(text) for text in texts])
+    if path.suffix != ".safetensors":
+        raise PromptError(
+            f"{path} is text, but this checkpoint's text encoder is not part of it: encode the prompts and give a "
+            "safetensors file of text_embeds [prompts, tokens, text_dim]."
+        )
+    return read_embedding_list(path)
+
+
+def read_embedding_list(path: Path) -> Tensor:
+    """The tensor `text_embeds` [prompts, tokens, text_dim] of a safetensors file."""
+    tensor = one_tensor(path, "text_embeds")
+    if tensor.ndim != 3:
+        raise CheckpointError(
+            f"{path} holds text_embeds of shape {tuple(tensor.shape)}; [prompts, tokens, text_dim] was expected."
+        )
+    return tensor
+
+
+def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Mapping[str, object]) -> Work:
+    """The folder beside the result in which finished parts are kept until it is written."""
+    job = {"verb": args.verb, "model": identity(model), "preset": model.preset_name, "recipe": recipe.to_json()}
+    return Work(args.out.with_name(f"{args.out.name}.work"), {**job, "seed": args.seed, **about}, args.resume)
+
+
+def run_calibration(
+    model: Model, recipe: Recipe, clips: Clips, seed: int, work: Work | None = None, minutes: float | None = None
+) -> Calibration:
+    """Calibrate with a progress bar."""
+    with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        texts, size, frames = clips.embeddings, clips.size, clips.frames
+        return calibrate(model, texts, size, frames, recipe, seed, work=work, minutes=minutes, on_chunk=show)
+
+
+def place(model: Model, device: str) -> None:
+    """Move to `device`, in the dtype it computes in."""
+    target = pick_device(device)
+    model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
+
+
+def print_weights(calibration: Calibration, chunk_frames: tuple[int, ...]) -> None:
+    """Each chunk's weight as a table."""
+    weights = calibration.weights(chunk_frames)
+    print(text_table([{"chunk": k + 1, "weight": value} for k, value in enumerate(weights.values)]))

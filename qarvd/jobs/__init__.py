@@ -1,0 +1,1 @@
+"""Long jobs on a loaded model, which survive being killed: calibrate, quantize."""

@@ -1,0 +1,87 @@
+"""Roll a model out on prompts and measure how much each chunk matters."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibrate.calibration import Calibration, collect
+from ..calibrate.rollout import Setting
+from ..checkpoint.model import Model, checksum, state_tensors
+from ..errors import CheckpointError
+from ..quantize.model import quantize_tree
+from ..recipe import Recipe
+from .work import Work
+
+SEED = 20_000
+"""Of the first prompt's noise, so that calibration does not see the noise of seeds people use."""
+
+
+def identity(model: Model) -> str:
+    """The checksum of a full-precision model. Raises CheckpointError for a quantized one."""
+    if model.recipe is not None:
+        raise CheckpointError("The model is already quantized; start from the full-precision checkpoint.")
+    return checksum(state_tensors(model))
+
+
+def setting_of(model: Model, size: tuple[int, int], frames: int) -> Setting:
+    """What is generated when `model` is calibrated on clips of `frames` latent frames of `size` (height, width)."""
+    return Setting(model.config, model.preset, size, frames)
+
+
+def calibrate(
+    model: Model,
+    embeddings: Tensor,
+    size: tuple[int, int],
+    frames: int,
+    recipe: Recipe,
+    seed: int = SEED,
+    most_measured: int = 32,
+    work: Work | None = None,
+    minutes: float | None = None,
+    on_chunk: Callable[[int, int], object] = lambda done, total: None,
+) -> Calibration:
+    """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
+
+    Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts, and only where
+    the recipe wants frame weights; work stops early after `minutes`, with the prompts done by then.
+    """
+    setting = setting_of(model, size, frames)
+    chunks = len(setting.spans)
+    nothing = Calibration(identity(model), model.preset_name, size, frames, (), torch.zeros(0, chunks, chunks).double())
+    quantized: Any = None
+    if recipe.frame_weights and chunks > 1:
+        quantized = copy.deepcopy(model.tree)
+        quantize_tree(quantized, model.config.num_layers, recipe.without_data())
+    weight = model.tree.patch_embedding.weight
+    began = time.monotonic()
+    stop = None if work is None else work.note("prompts")
+
+    def enough(prompts: int) -> bool:
+        nonlocal stop
+        if stop is None and minutes is not None:
+            elapsed = (time.monotonic() - began) / 60
+            if elapsed + elapsed / prompts > minutes:
+                stop = prompts
+                if work is not None:
+                    work.note("prompts", stop)
+        return stop is not None and prompts >= stop
+
+    rollouts, errors = collect(
+        setting,
+        model.tree,
+        quantized,
+        embeddings.to(weight),
+        seed,
+        most_measured,
+        recall=(lambda first: None) if work is None else work.recall_batch,
+        keep=(lambda first, batch: None) if work is None else lambda first, b: work.keep_batch(first, b, nothing),
+        enough=enough,
+        on_chunk=on_chunk,
+    )
+    return Calibration(nothing.model, nothing.preset_name, size, frames, tuple(rollouts), errors)

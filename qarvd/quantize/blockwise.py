@@ -1,0 +1,256 @@
+"""Quantize a model block by block against recorded roll-outs, so that each layer makes up for the errors before it.
+
+Every call's input stays on the full-precision trajectory. Two states of each call walk through the blocks: that of the
+full model and that of the quantized one. Within a block, linears are quantized in the order in which they run; each is
+fitted to put out, on the quantized state, what the full layer puts out on the full state. So the whole costs two
+roll-outs' worth of forward passes, one for either state, beside the fitting itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrate.collect import Collector
+from ..calibrate.rollout import Call, Rollout, Setting
+from ..calibrate.spill import Spill
+from ..ops.linear import QuantizedLinear
+from ..recipe import Recipe
+from ..stream.sampler import frame_tokens
+from ..wan.forward import Branch, Embedded, apply_linears, branches, embed, pad_text, text_pair
+from .model import LayerReport, check_recipe, linear_groups, linear_of, quantize_group
+
+Results = list[tuple[QuantizedLinear | None, LayerReport]]
+"""What became of linears that share an input."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an interrupted run had finished: `recall` gives a group's results or None, `keep` stores them."""
+
+    recall: Callable[[tuple[str, ...]], Results | None] = lambda names: None
+    keep: Callable[[tuple[str, ...], Results], object] = lambda names, results: None
+
+
+@dataclass
+class _Track:
+    """One roll-out's states on their way through the blocks; pairs are (full, quantized)."""
+
+    rollout: Rollout
+    text: tuple[Tensor, Tensor]
+    """[batch, text_len, dim]."""
+    x: list[tuple[Tensor, Tensor]]
+    """For each call, residual streams [batch, frames, tokens, dim], on the CPU or on disk."""
+    mixed: list[tuple[Tensor, Tensor]]
+    """For each call, room for what enters the branch's last linear."""
+
+
+@torch.no_grad()
+def quantize_blockwise(
+    tree: nn.Module,
+    setting: Setting,
+    rollouts: Sequence[Rollout],
+    chunk_weights: Sequence[float],
+    recipe: Recipe,
+    bits: Mapping[str, int] | None = None,
+    spill: Spill | None = None,
+    memory: Memory | None = None,
+    on_layer: Callable[[str], object] = lambda name: None,
+) -> list[LayerReport]:
+    """Replace the tree's linears by quantized ones, in place.
+
+    `chunk_weights` [chunks] weigh the errors of each chunk; `bits` (4, 8 or 16) by name of linear stand in for the
+    recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and CheckpointError, naming the layer,
+    where inputs are NaN or infinite.
+    """
+    config = setting.config
+    check_recipe(recipe, config.num_layers)
+    walk = _Walk(tree, setting, chunk_weights, recipe, bits or {}, memory or Memory(), on_layer)
+    spill = spill or Spill(None)
+    order = list(linear_groups(config.num_layers))
+    for group in order:
+        for name in group:
+            linear_of(tree, name)  # refuses early what is damaged or already quantized
+
+    tracks = walk.texts(rollouts)
+    walk.start(tracks, spill)
+    for index in range(config.num_layers):
+        walk.block(index, tracks, last=index + 1 == config.num_layers)
+    found = {report.name: report for report in walk.reports}
+    return [found[name] for group in order for name in group]
+
+
+class _Walk:
+    """One run: what all steps share, and the reports as they come."""
+
+    def __init__(
+        self,
+        tree: Any,
+        setting: Setting,
+        chunk_weights: Sequence[float],
+        recipe: Recipe,
+        bits: Mapping[str, int],
+        memory: Memory,
+        on_layer: Callable[[str], object],
+    ) -> None:
+        self.tree, self.setting, self.chunk_weights = tree, setting, chunk_weights
+        self.recipe, self.bits, self.memory, self.on_layer = recipe, bits, memory, on_layer
+        self.device = tree.patch_embedding.weight.device
+        self.reports: list[LayerReport] = []
+
+    def settle(self, names: tuple[str, ...], full: Sequence[nn.Linear], collect: Callable[[Collector], None]) -> None:
+        """Put quantized linears in the place of `full`, found again or fitted to what `collect` gathers."""
+        results = self.memory.recall(names)
+        if results is None:
+            collector = Collector(names, self.expected)
+            collect(collector)
+            results = quantize_group(
+                names, full, self.recipe, self.bits.get(names[0], self.recipe.weight_bits), collector.stats
+            )
+            self.memory.keep(names, results)
+        for linear, report in results:
+            if linear is not None:
+                self.tree.set_submodule(report.name, linear.to(self.device))
+            self.reports.append(report)
+            self.on_layer(report.name)
+
+    def add(self, collector: Collector, full: Tensor, quantized: Tensor, weight: float) -> None:
+        """Count one call's inputs."""
+        if self.recipe.compensate:
+            collector.add(quantized, full, weight)
+        else:
+            collector.add(full, None, weight)
+
+    def texts(self, rollouts: Sequence[Rollout]) -> list[_Track]:
+        """Quantize the text embedding; tracks with both versions of the text."""
+        self.expected = sum(len(r.embeddings) for r in rollouts) * self.setting.config.text_len
+        first, activation, second = self.tree.text_embedding
+        padded = [pad_text(self.setting.config, r.embeddings.to(self.device)) for r in rollouts]
+
+        def collect(pairs: Sequence[tuple[Tensor, Tensor]]) -> Callable[[Collector], None]:
+            def gather(collector: Collector) -> None:
+                for pair in pairs:
+                    self.add(collector, *pair, 1.0)
+
+            return gather
+
+        self.settle(("text_embedding.0",), [first], collect([(x, x) for x in padded]))
+        hidden = [(activation(first(x)), activation(self.tree.text_embedding[0](x))) for x in padded]
+        self.settle(("text_embedding.2",), [second], collect(hidden))
+        return [
+            _Track(rollout, (second(full), self.tree.text_embedding[2](quantized)), [], [])
+            for rollout, (full, quantized) in zip(rollouts, hidden, strict=True)
+        ]
+
+    def start(self, tracks: Sequence[_Track], spill: Spill) -> None:
+        """Embed every call's latents, and make room for all states."""
+        config = self.setting.config
+        widest = max(config.dim, config.ffn_dim)
+        for track in tracks:
+            for call in track.rollout.calls:
+                tokens = self.embedded(call).tokens
+                shape, dtype = tokens.shape, tokens.dtype
+                wide = (*shape[:-1], widest)
+                track.x.append((spill.room(shape, dtype), spill.room(shape, dtype)))
+                track.mixed.append((spill.room(wide, dtype), spill.room(wide, dtype)))
+                for x in track.x[-1]:
+                    x.copy_(tokens)
+        self.expected = sum(x[0].shape[:-1].numel() for track in tracks for x in track.x)
+
+    def embedded(self, call: Call) -> Embedded:
+        """A call's input as the blocks are told of it."""
+        latents = call.latents.to(self.device)
+        batch, _, frames, *_ = latents.shape
+        times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=self.device)
+        positions = torch.arange(call.start, call.start + frames, device=self.device)
+        return embed(self.tree, self.setting.config, latents, times, positions)
+
+    def block(self, index: int, tracks: Sequence[_Track], last: bool) -> None:
+        """Quantize one block and walk both states through it."""
+        full = self.tree.blocks[index]
+        quantized = copy.deepcopy(full)
+        self.tree.blocks[index] = quantized
+        sides = (full, quantized)
+
+        def gather_text(collector: Collector) -> None:
+            for track in tracks:
+                self.add(collector, *track.text, 1.0)
+
+        names = tuple(f"blocks.{index}.cross_attn.{x}" for x in "kv")
+        self.settle(names, [full.cross_attn.k, full.cross_attn.v], gather_text)
+        texts = [
+            [text_pair(side, self.setting.config, text) for side, text in zip(sides, track.text, strict=True)]
+            for track in tracks
+        ]
+        for which in range(3):
+            self.branch(index, which, sides, tracks, texts, leave=not (last and which == 2))
+
+    def branch(
+        self,
+        index: int,
+        which: int,
+        sides: tuple[Any, Any],
+        tracks: Sequence[_Track],
+        texts: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        leave: bool,
+    ) -> None:
+        """Quantize one residual branch and, where anything follows, add it to both states."""
+        config = self.setting.config
+
+        def at(side: int, track: int, call: Call, attend: Any = None) -> Branch:
+            found = branches(sides[side], config, self.embedded(call), texts[track][side], attend)
+            return list(found)[which]
+
+        def weight(call: Call) -> float:
+            return self.chunk_weights[call.chunk]
+
+        def gather(collector: Collector) -> None:
+            for t, track in enumerate(tracks):
+                for call, pair in zip(track.rollout.calls, track.x, strict=True):
+                    entered = [at(side, t, call).enter(x.to(self.device)) for side, x in enumerate(pair)]
+                    self.add(collector, entered[0], entered[1], weight(call))
+
+        def linears(side: int, names: Sequence[str]) -> list[Any]:
+            return [sides[side].get_submodule(name) for name in names]
+
+        shape = at(0, 0, tracks[0].rollout.calls[0])
+        prefix = f"blocks.{index}."
+        self.settle(tuple(prefix + name for name in shape.ins), linears(0, shape.ins), gather)
+        width = linears(0, [shape.out])[0].in_features
+
+        def mix(collector: Collector | None) -> None:
+            for t, track in enumerate(tracks):
+                caches = [self.setting.cache() for _ in sides]
+                for call, pair, rooms in zip(track.rollout.calls, track.x, track.mixed, strict=True):
+                    frames, height, columns = call.latents.shape[2:]
+                    mixed = []
+                    for side, x in enumerate(pair):
+                        caches[side].begin(call.start, frames, frame_tokens(config, height, columns))
+                        branch = at(side, t, call, lambda q, k, v, cache=caches[side]: cache.attend(0, q, k, v))
+                        entered = branch.enter(x.to(self.device))
+                        mixed.append(branch.mix(*apply_linears(entered, *linears(side, branch.ins))))
+                        rooms[side][..., :width].copy_(mixed[side])
+                    if collector:
+                        self.add(collector, mixed[0], mixed[1], weight(call))
+
+        done = False
+
+        def gather_mixed(collector: Collector) -> None:
+            nonlocal done
+            mix(collector)
+            done = True
+
+        self.settle((prefix + shape.out,), linears(0, [shape.out]), gather_mixed)
+        if not done:
+            mix(None)
+        if leave:
+            for t, track in enumerate(tracks):
+                for call, pair, rooms in zip(track.rollout.calls, track.x, track.mixed, strict=True):
+                    for side, x in enumerate(pair):
+                        out = linears(side, [shape.out])[0](rooms[side][..., :width].to(self.device))
+                        x.copy_(at(side, t, call).leave(x.to(self.device), out))

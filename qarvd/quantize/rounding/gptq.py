@@ -1,0 +1,113 @@
+"""GPTQ on the frame-weighted Hessian of what the layer will really read, then descent over codes and steps.
+
+GPTQ: arXiv 2210.17323. What it aims at is `Task.problem`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...errors import SettingError
+from ...ops.weight import QuantizedWeight
+from ..grid import Grid, assemble, fit_grid, floored, row_error, to_codes
+from .task import Task
+
+BLOCK = 128
+"""Columns whose corrections are applied to the rest at once."""
+ROUNDS = 3
+"""Times that codes and then steps are improved after GPTQ."""
+SWEEPS = 2
+"""Passes over all columns each time."""
+
+
+def ROUND(task: Task) -> QuantizedWeight:
+    """Quantize against the inputs in `task.stats`. Raises SettingError without them."""
+    if task.stats is None:
+        raise SettingError("GPTQ needs the statistics of calibration; give prompts, or round to nearest.")
+    order = task.split.order.to(task.weight.device)
+    target, hessian = task.problem()
+    target, hessian = target[:, order], hessian[order][:, order]
+    n = task.split.n_outlier
+    grid = fit_grid(target, n, task.codec, task.symmetric, hessian)
+    codes = compensate(target, hessian, grid, n)
+    for _ in range(ROUNDS):
+        codes = descend(codes, target, hessian, grid, n)
+        grid = refit(codes, target, hessian, grid, n)
+    codes = descend(codes, target, hessian, grid, n)
+    return assemble(codes, grid, task.split, task.codec)
+
+
+def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
+    """GPTQ: codes [rows, in], each column's error made up for by the columns that follow, largest diagonal first."""
+    order = hessian.diagonal().argsort(descending=True)
+    scale, zero = (t[:, order] for t in grid.per_column(n_outlier, target.shape[1]))
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order])), upper=True)
+    rest = target[:, order].clone()
+    codes = torch.empty_like(rest)
+    for start in range(0, rest.shape[1], BLOCK):
+        end = min(start + BLOCK, rest.shape[1])
+        block, factor = rest[:, start:end].clone(), inverse[start:end, start:end]
+        errors = torch.empty_like(block)
+        for j in range(end - start):
+            column = start + j
+            code = to_codes(block[:, j], scale[:, column], zero[:, column], grid.low, grid.high)
+            codes[:, column] = code
+            errors[:, j] = (block[:, j] - scale[:, column] * (code - zero[:, column])) / factor[j, j]
+            block[:, j:] -= torch.outer(errors[:, j], factor[j, j:])
+        rest[:, end:] -= errors @ inverse[start:end, end:]
+    logical = torch.empty_like(codes)
+    logical[:, order] = codes
+    return logical
+
+
+def descend(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
+    """Coordinate descent: move each code to where the error of its row is least, given all the others."""
+    codes = codes.clone()
+    scale, zero = grid.per_column(n_outlier, codes.shape[1])
+    difference = scale * (codes - zero) - target  # [rows, in]
+    for _ in range(SWEEPS):
+        for start in range(0, codes.shape[1], BLOCK):
+            span = slice(start, min(start + BLOCK, codes.shape[1]))
+            slope = difference @ hessian[:, span]  # half the gradient
+            local = hessian[span, span]
+            for j in range(slope.shape[1]):
+                column = start + j
+                wanted = codes[:, column] - slope[:, j] / (local[j, j] * scale[:, column])
+                moved = wanted.round().clamp(grid.low, grid.high)
+                step = (moved - codes[:, column]) * scale[:, column]
+                codes[:, column] = moved
+                difference[:, column] += step
+                slope += torch.outer(step, local[j])
+    return codes
+
+
+def refit(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Grid:
+    """The steps that leave each row the least error with its codes, by least squares over its two ranges."""
+    _, zero = grid.per_column(n_outlier, codes.shape[1])
+    levels = codes - zero
+    parts = torch.stack([levels, levels])
+    parts[0, :, n_outlier:] = 0
+    parts[1, :, :n_outlier] = 0
+    moved = parts @ hessian  # [2, rows, in]
+    right = (moved * target).sum(2)  # [2, rows]
+    if n_outlier:
+        a, b, d = (moved[0] * parts[0]).sum(1), (moved[0] * parts[1]).sum(1), (moved[1] * parts[1]).sum(1)
+        size = (a * d - b * b).clamp_min(1e-300)
+        scale = torch.stack([(d * right[0] - b * right[1]) / size, (a * right[1] - b * right[0]) / size], dim=1)
+    else:
+        normal = right[1] / (moved[1] * parts[1]).sum(1).clamp_min(1e-300)
+        scale = torch.stack([normal, normal], dim=1)
+    # Where codes are all zero, or a step would turn negative, the old one stays.
+    fine = torch.isfinite(scale) & (scale > grid.scale / 4) & (scale < grid.scale * 4)
+    fitted = floored(replace(grid, scale=torch.where(fine.all(1, keepdim=True), scale, grid.scale)))
+    old, new = (row_error(value(codes, g, n_outlier) - target, hessian) for g in (grid, fitted))
+    return replace(grid, scale=torch.where((new < old)[:, None], fitted.scale, grid.scale))
+
+
+def value(codes: Tensor, grid: Grid, n_outlier: int) -> Tensor:
+    """The weights that codes stand for, [rows, in]."""
+    scale, zero = grid.per_column(n_outlier, codes.shape[1])
+    return scale * (codes - zero)

@@ -1,0 +1,46 @@
+"""What a rounding method is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...calibrate.stats import LayerStats
+from ...ops.codecs import Codec
+from ...ops.split import ChannelSplit
+
+DAMPING = 0.02
+"""Of the mean of the Hessian's diagonal, added to it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One linear to quantize."""
+
+    weight: Tensor
+    """[out, in], logical columns."""
+    split: ChannelSplit
+    codec: Codec
+    symmetric: bool = True
+    """Else codes use the whole range of their bits, with a zero point for each row and range."""
+    stats: LayerStats | None = None
+    """What is known of its inputs."""
+    free_bias: bool = False
+    """The layer's bias is corrected afterwards, so that the mean of the output is not the rounding's concern."""
+
+    def problem(self) -> tuple[Tensor, Tensor]:
+        """Target T [out, in] and damped Hessian H [in, in] of the least squares that V, quantized, should solve.
+
+        The target is asymmetric: on the inputs x that the quantized model feeds it, the layer is to put out what the
+        full-precision one puts out on its own inputs (arXiv 2504.02692). Minimising sum w |W x_full - V x|^2 over V is
+        minimising (V - T) H (V - T)^T, with H = sum w x x^T, C = sum w (x_full - x) x^T and T = W + W C H^-1. Both are
+        float64 and in logical order; damping draws T towards W, and gives channels that are always zero a say.
+        """
+        assert self.stats is not None
+        gram, cross = self.stats.moments(centred=self.free_bias)
+        damping = DAMPING * gram.diagonal().mean().clamp_min(1e-30)
+        hessian = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        weight = self.weight.detach().double()
+        return weight + torch.linalg.solve(hessian, (weight @ cross).T).T, hessian

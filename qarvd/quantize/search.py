@@ -1,0 +1,84 @@
+"""Choose how many outlier channels a layer gets by what they do to its output, not by a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..calibrate.stats import LayerStats
+from ..ops import reference
+from ..ops.codecs import Codec
+from ..ops.split import ALIGNMENT, ChannelSplit
+from .grid import fit_grid, to_codes
+from .outliers import column_norms
+
+MARGIN = 0.99
+"""A further scale must bring the error below this much of the best so far: ties go to the simpler layer."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The split that was chosen, and the relative output error of each count that was tried."""
+
+    split: ChannelSplit
+    errors: dict[int, float]
+    """By number of outlier channels; of two rankings with one count, the better."""
+
+
+def counts(channels: int) -> Iterator[int]:
+    """Counts to try: every multiple of 32 up to 256, then wider steps, up to half of the channels."""
+    count = 0
+    while count <= channels // 2:
+        yield count
+        count += max(ALIGNMENT, 1 << (count.bit_length() - 3) if count >= 256 else 0)
+
+
+def search_split(weights: Sequence[Tensor], stats: LayerStats, codec: Codec, symmetric: bool) -> Search:
+    """The outliers that linears `weights` [out, in] with one input share, of least frame-weighted output error.
+
+    Error of the weights: rounded to nearest, against the diagonal of the Hessian. Error of the activations: the sampled
+    tokens quantized as the runtime does it. Candidates are the first channels in the order of the weights' column norms
+    (the published criterion) and in that of their share of the output's energy.
+    """
+    channels = weights[0].shape[1]
+    power = (stats.gram.diagonal().double() / stats.weight).float().clamp_min(0)  # mean square of each input channel
+    norms = column_norms(*weights)
+    rankings = [norms.argsort(descending=True, stable=True), (norms.square() * power).argsort(descending=True)]
+    best, least = ChannelSplit(channels), torch.inf
+    errors: dict[int, float] = {}
+    for count in counts(channels):
+        for ranking in rankings if count else rankings[:1]:
+            split = ChannelSplit.of(channels, ranking[:count].tolist())
+            error = sum(output_error(w, stats, split, codec, symmetric, power) for w in weights) / len(weights)
+            errors[count] = min(error, errors.get(count, torch.inf))
+            if error < least * (MARGIN if count > best.n_outlier else 1):
+                best, least = split, error
+    return Search(best, errors)
+
+
+def output_error(
+    weight: Tensor, stats: LayerStats, split: ChannelSplit, codec: Codec, symmetric: bool, power: Tensor
+) -> float:
+    """Estimated squared error of the output over its square, both frame-weighted means over tokens."""
+    order = split.order.to(weight.device)
+    columns, n = weight.detach().float()[:, order], split.n_outlier
+    grid = fit_grid(columns, n, codec, symmetric, clips=COARSE)
+    scale, zero = grid.per_column(n, split.channels)
+    difference = scale * (to_codes(columns, scale, zero, grid.low, grid.high) - zero) - columns
+    of_weight = (difference.square() @ power[order]).sum()
+
+    x, w = stats.samples, stats.sample_weight
+    codes, steps, _ = reference.quantize_activation(x, order, n, 0.0)
+    part = (torch.arange(split.channels, device=x.device) >= n).long()
+    noise = codes.float() * steps[:, part] - x[:, order]  # [samples, in]
+    mean = w / w.sum()
+    of_activation = ((noise @ columns.T).square().sum(1) * mean).sum()
+    energy = ((x[:, order] @ columns.T).square().sum(1) * mean).sum()
+    return float((of_weight + of_activation) / energy.clamp_min(1e-30))
+
+
+COARSE = (1.0, 0.9, 0.8, 0.7, 0.6)
+"""Clips that are enough to compare splits."""

@@ -1,0 +1,123 @@
+"""Block by block, each layer makes up for those before it; memory, disk and a resumed run give the same bits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qarvd.calibrate.rollout import Rollout, Setting, roll_out
+from qarvd.calibrate.spill import Spill
+from qarvd.checkpoint.model import Model, state_tensors
+from qarvd.errors import CheckpointError
+from qarvd.ops.linear import QuantizedLinear
+from qarvd.quantize.blockwise import Memory, Results, quantize_blockwise
+from qarvd.quantize.model import LayerReport, linear_groups, quantize_tree
+from qarvd.recipe import RECIPES, Recipe
+from qarvd.stream.presets import PRESETS
+from qarvd.stream.rollout import roll_out as stream_out
+
+from .conftest import CONFIG, tiny_model
+
+PRESET = replace(PRESETS["self-forcing"], window=6, sink=1, sink_follows=True, chunk_frames=2)
+SETTING = Setting(CONFIG, PRESET, (8, 8), 6)
+EVEN = [1.0, 1.0, 1.0]
+W4A8 = RECIPES["w4a8"]
+ALL = tuple(name for group in linear_groups(CONFIG.num_layers) for name in group)
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> list[Rollout]:
+    texts = torch.randn(6, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(5))
+    return [roll_out(SETTING, tiny_model().tree, texts[i : i + 3], range(i, i + 3))[0] for i in (0, 3)]
+
+
+def quantized(
+    rollouts: Sequence[Rollout], recipe: Recipe = W4A8, weights: Sequence[float] = EVEN, **options: object
+) -> tuple[Model, list[LayerReport]]:
+    model = tiny_model()
+    reports = quantize_blockwise(model.tree, SETTING, rollouts, weights, recipe, **options)  # type: ignore[arg-type]
+    return model, reports
+
+
+def final_error(model: Model) -> float:
+    texts = torch.randn(8, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(6))
+    clips = [
+        torch.cat([c.latents for c in stream_out(m.tree, CONFIG, PRESET, texts, (8, 8), 6, range(50, 58))], dim=2)
+        for m in (tiny_model(), model)
+    ]
+    return float((clips[0] - clips[1]).square().mean())
+
+
+def same(a: Model, b: Model) -> bool:
+    ours, theirs = state_tensors(a), state_tensors(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_it_beats_rounding_to_nearest_and_quantizing_without_compensation(rollouts: list[Rollout]) -> None:
+    nearest = tiny_model()
+    quantize_tree(nearest.tree, CONFIG.num_layers, W4A8.without_data())
+    ours, reports = quantized(rollouts)
+    plain, _ = quantized(rollouts, replace(W4A8, compensate=False))
+    assert final_error(ours) < 0.5 * final_error(nearest)
+    assert final_error(ours) < final_error(plain) < final_error(nearest)
+    assert [report.name for report in reports] == list(ALL)
+    assert all(0 < report.output_error < 0.2 for report in reports if report.output_error is not None)
+    assert sum(report.output_error is None for report in reports) == 1
+
+
+def test_states_on_disk_give_the_same_bits(rollouts: list[Rollout], tmp_path: Path) -> None:
+    assert same(quantized(rollouts)[0], quantized(rollouts, spill=Spill(tmp_path))[0])
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("finished", [1, 5, 9, 15])
+def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(rollouts: list[Rollout], finished: int) -> None:
+    stored: dict[tuple[str, ...], Results] = {}
+    whole, reports = quantized(rollouts, memory=Memory(keep=stored.__setitem__))
+    part = dict(list(stored.items())[:finished])
+    fitted: list[tuple[str, ...]] = []
+    again, again_reports = quantized(
+        rollouts, memory=Memory(recall=part.get, keep=lambda names, results: fitted.append(names))
+    )
+    assert same(whole, again) and reports == again_reports
+    assert len(fitted) == len(stored) - finished
+
+
+def test_kept_linears_stay_and_the_rest_is_quantized(rollouts: list[Rollout]) -> None:
+    model, reports = quantized(rollouts, replace(W4A8, keep=("blocks.0.ffn.0", "blocks.1.self_attn.v")))
+    kept = {report.name for report in reports if report.kept} - {"text_embedding.0"}  # 16 channels are too few
+    assert kept == {"blocks.0.ffn.0", *(f"blocks.1.self_attn.{x}" for x in "qkv")}
+    for name in ALL[1:]:
+        assert isinstance(model.tree.get_submodule(name), nn.Linear if name in kept else QuantizedLinear)
+
+
+def test_a_budgets_bits_are_taken_layer_by_layer(rollouts: list[Rollout]) -> None:
+    bits = {"blocks.0.ffn.0": 8, "blocks.1.ffn.2": 16}
+    reports = {report.name: report for report in quantized(rollouts, bits=bits)[1]}
+    assert {name: reports[name].bits for name in bits} == bits
+    assert reports["blocks.1.ffn.0"].bits == 4 and reports["blocks.1.ffn.2"].kept == "kept by the bit budget"
+
+
+def test_weighting_a_chunk_lowers_its_error_at_the_cost_of_others(rollouts: list[Rollout]) -> None:
+    def errors(weights: list[float]) -> Tensor:
+        model, _ = quantized(rollouts, weights=weights)
+        texts = torch.cat([rollout.embeddings for rollout in rollouts])
+        clips = [
+            torch.cat([c.latents for c in stream_out(m.tree, CONFIG, PRESET, texts, (8, 8), 6, range(6))], dim=2)
+            for m in (tiny_model(), model)
+        ]
+        return (clips[0] - clips[1]).square().mean((0, 1, 3, 4))
+
+    assert errors([100.0, 1.0, 1.0])[:2].mean() < errors([1.0, 1.0, 100.0])[:2].mean()
+
+
+def test_inputs_that_overflow_name_the_layer(rollouts: list[Rollout]) -> None:
+    model = tiny_model()
+    norm = model.tree.get_submodule("blocks.1.norm3")
+    assert isinstance(norm, nn.LayerNorm)
+    norm.bias[3] = torch.inf
+    with pytest.raises(CheckpointError, match=r"inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
+        quantize_blockwise(model.tree, SETTING, rollouts, EVEN, W4A8)

@@ -1,0 +1,102 @@
+"""GPTQ and what follows it only ever lower the error of the output."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qarvd.calibrate.stats import LayerStats
+from qarvd.errors import SettingError
+from qarvd.ops.codecs import CODECS, Codec
+from qarvd.ops.split import ChannelSplit
+from qarvd.quantize.grid import fit_grid, full_range, row_error, to_codes
+from qarvd.quantize.rounding import ROUNDING, Task
+from qarvd.quantize.rounding import gptq as steps
+
+laws = settings(max_examples=12, deadline=None)
+seeds = st.integers(0, 2**31)
+codecs = st.sampled_from(list(CODECS.values()))
+
+
+def layer(seed: int, outliers: int = 0, drift: float = 0.0, dead: int = 0) -> tuple[Tensor, Tensor, Tensor, Task]:
+    """Inputs x and x_full [600, 96] that are correlated, a weight [24, 96], and the task to quantize it."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(96, 96, generator=generator) / 10
+    x = torch.randn(600, 96, generator=generator) @ mixing + 0.2
+    x[:, :dead] = 0
+    full = x + drift * torch.randn(600, 96, generator=generator) @ mixing
+    weight = torch.randn(24, 96, generator=generator)
+    split = ChannelSplit.of(96, torch.randperm(96, generator=generator)[:outliers].tolist())
+    weight[:, list(split.outliers)] *= 8
+    stats = LayerStats.of(x, full, torch.ones(600), generator)
+    return x, full, weight, Task(weight, split, CODECS["int4"], symmetric=False, stats=stats)
+
+
+def output_error(x: Tensor, full: Tensor, weight: Tensor, restored: Tensor) -> float:
+    return float((x @ restored.T - full @ weight.T).square().mean())
+
+
+@laws
+@given(seed=seeds, outliers=st.sampled_from([0, 32]), drift=st.sampled_from([0.0, 0.1]), symmetric=st.booleans())
+def test_it_beats_nearest_on_the_output(seed: int, outliers: int, drift: float, symmetric: bool) -> None:
+    x, full, weight, task = layer(seed, outliers, drift)
+    task = Task(weight, task.split, task.codec, symmetric, task.stats)
+    errors = {name: output_error(x, full, weight, ROUNDING[name](task).dequantize()) for name in ("nearest", "gptq")}
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+@laws
+@given(seed=seeds)
+def test_the_asymmetric_target_makes_up_for_drifting_inputs(seed: int) -> None:
+    x, full, weight, task = layer(seed, drift=0.5)
+    blind = LayerStats.of(x, None, torch.ones(len(x)), torch.Generator())
+    aware, unaware = (
+        ROUNDING["gptq"](Task(weight, task.split, CODECS["int8"], stats=stats)).dequantize()
+        for stats in (task.stats, blind)
+    )
+    assert output_error(x, full, weight, aware) < output_error(x, full, weight, unaware)
+
+
+@laws
+@given(seed=seeds, codec=codecs, outliers=st.sampled_from([0, 32]), symmetric=st.booleans())
+def test_descent_and_refitting_never_raise_the_error_and_codes_stay_in_range(
+    seed: int, codec: Codec, outliers: int, symmetric: bool
+) -> None:
+    _, _, weight, task = layer(seed, outliers, drift=0.1)
+    task = Task(weight, task.split, codec, symmetric, task.stats)
+    target, hessian = task.problem()
+    order = task.split.order
+    target, hessian = target[:, order], hessian[order][:, order]
+    grid = fit_grid(target, outliers, codec, symmetric, hessian)
+    scale, zero = grid.per_column(outliers, 96)
+    codes = to_codes(target, scale, zero, grid.low, grid.high)
+
+    def error() -> Tensor:
+        return row_error(steps.value(codes, grid, outliers) - target, hessian)
+
+    least = error()
+    for _ in range(3):
+        codes = steps.descend(codes, target, hessian, grid, outliers)
+        assert (error() <= least * (1 + 1e-9)).all()
+        least = error()
+        grid = steps.refit(codes, target, hessian, grid, outliers)
+        assert (error() <= least * (1 + 1e-9)).all()
+        least = error()
+    low, high = (codec.low, codec.high) if symmetric else full_range(codec)
+    assert low <= codes.min() and codes.max() <= high and (codes == codes.round()).all()
+
+
+@laws
+@given(seed=seeds)
+def test_channels_that_are_always_zero_do_no_harm(seed: int) -> None:
+    x, full, weight, task = layer(seed, dead=16)
+    restored = ROUNDING["gptq"](task).dequantize()
+    assert torch.isfinite(restored).all()
+    assert restored.abs().amax() <= 1.2 * weight.abs().amax()
+    assert output_error(x, full, weight, restored) < 0.02 * float((full @ weight.T).square().mean())
+
+
+def test_without_statistics_it_is_refused() -> None:
+    with pytest.raises(SettingError, match="needs the statistics of calibration"):
+        ROUNDING["gptq"](Task(torch.randn(8, 32), ChannelSplit(32), CODECS["int4"]))
