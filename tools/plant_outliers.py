@@ -101,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     model = load_model(args.model)
     for name, channels in plant(model.tree, args.factor, args.seed).items():
-        print(
-            f"{name}: {len(channels)} channels, largest column {column_peaks(model.tree.get_submodule(name).weight):.1f}x"
-        )
+        weight = model.tree.get_parameter(f"{name}.weight")
+        print(f"{name}: {len(channels)} channels, the largest column {column_peak(weight):.1f} times the median one")
     save(model, args.out)
 
 
