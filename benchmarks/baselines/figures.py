@@ -1,0 +1,79 @@
+"""Figures from the results of runs: means, 95 % bootstrap intervals over prompts and calibration seeds, ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 4000
+
+
+def resample(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Bootstrap means [RESAMPLES] of `values` [calibration seeds, prompts], both drawn again.
+
+    The same seed draws the same prompts for every method, so that differences of two methods are paired.
+    """
+    random = np.random.default_rng(seed)
+    seeds, prompts = values.shape
+    columns = random.integers(prompts, size=(RESAMPLES, prompts))
+    rows = np.random.default_rng(seed + 1).integers(seeds, size=(RESAMPLES, seeds))
+    by_prompt = values[rows].mean(1)  # [RESAMPLES, prompts]
+    return np.take_along_axis(by_prompt, columns, axis=1).mean(1)
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """95 % interval of bootstrap samples."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def entry(name: str, model: str, runs: Sequence[Mapping[str, object]], full: Mapping[str, object], peak: float) -> dict:
+    """One method's row from its runs, one for each calibration seed; `full` is the unquantized model's."""
+
+    def stack(key: str) -> np.ndarray:
+        return np.array([run[key] for run in runs], dtype=np.float64)
+
+    mse, last = stack("mse"), stack("mse_last")
+    low, high = interval(resample(mse))
+    loss = 100 * (np.array(full["digit"], dtype=np.float64)[None] - stack("digit"))
+    loss_low, loss_high = interval(resample(loss))
+    return {
+        "method": name,
+        "model": model,
+        "mse": rounded(mse.mean()),
+        "mse_low": rounded(low),
+        "mse_high": rounded(high),
+        "psnr_db": rounded(10 * math.log10(peak**2 / mse.mean())),
+        "mse_last_chunk": rounded(last.mean()),
+        "psnr_last_chunk_db": rounded(10 * math.log10(peak**2 / last.mean())),
+        "digit_loss_points": rounded(loss.mean()),
+        "digit_loss_low": rounded(loss_low),
+        "digit_loss_high": rounded(loss_high),
+        "motion_accuracy": rounded(stack("motion").mean()),
+        "bytes": int(np.mean([run["bytes"] for run in runs])),  # type: ignore[arg-type]
+        "seconds": rounded(float(np.median([run["seconds"] for run in runs]))),  # type: ignore[arg-type]
+        "calibration_seeds": len(runs),
+    }
+
+
+def compare(mine: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Ratio of two methods' errors [calibration seeds, prompts], and the interval of their paired difference."""
+    n = min(len(mine), len(other))
+    mine, other = mine[:n], other[:n]
+    a, b = resample(mine), resample(other)
+    low, high = interval(a / b)
+    difference_low, difference_high = interval(a - b)
+    return {
+        "ratio": rounded(mine.mean() / other.mean()),
+        "ratio_low": rounded(low),
+        "ratio_high": rounded(high),
+        "difference_low": rounded(difference_low),
+        "difference_high": rounded(difference_high),
+    }

@@ -1,0 +1,50 @@
+"""What enters every linear of a model while it streams calibration prompts, all kept at once as published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qarvd.calibrate.rollout import Setting
+from qarvd.stream.rollout import roll_out
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of one linear, a sample for each model call and prompt."""
+
+    x: Tensor
+    """[samples, tokens, in]."""
+    chunk: Tensor
+    """Of each sample; 0 for the text, which is read once."""
+
+
+@torch.no_grad()
+def collect(
+    tree: Any, setting: Setting, names: Sequence[str], text: Tensor, seeds: Sequence[int]
+) -> dict[str, Samples]:
+    """Stream prompts `text` [prompts, tokens, text_dim], all in one batch, and keep what linears `names` read."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs: seen[name].append(inputs[0].float().flatten(1, -2))
+
+    hooks = [tree.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    try:
+        for _ in roll_out(tree, setting.config, setting.preset, text, setting.size, setting.frames, seeds):
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _samples(parts, setting, len(text)) for name, parts in seen.items()}
+
+
+def _samples(parts: list[Tensor], setting: Setting, prompts: int) -> Samples:
+    calls = [len(setting.preset.schedule.of_chunk(k)) + 1 for k in range(len(setting.spans))]
+    chunks = [k for k, n in enumerate(calls) for _ in range(n)] if len(parts) > 1 else [0]
+    assert len(chunks) == len(parts)
+    return Samples(torch.cat(parts), torch.tensor(chunks).repeat_interleave(prompts))

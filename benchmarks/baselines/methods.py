@@ -1,0 +1,180 @@
+"""Every method that benchmarks/quality.py compares, by name: how a full-precision model becomes a quantized one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from qarvd.calibrate.calibration import Calibration
+from qarvd.checkpoint.model import Model
+from qarvd.jobs.calibrate import calibrate, setting_of
+from qarvd.jobs.quantize import quantize
+from qarvd.ops.split import ChannelSplit
+from qarvd.quantize import model as groups
+from qarvd.quantize.grid import assemble, fit_grid
+from qarvd.quantize.model import linear_groups
+from qarvd.quantize.rounding import ROUNDING, Task, gptq
+from qarvd.recipe import Recipe
+
+from . import published, rotation, smoothquant
+from .inputs import collect
+
+
+@dataclass(frozen=True)
+class Case:
+    """One quantization to make: `bits` for weights, 8 for activations."""
+
+    model: Model
+    """In full precision, float32; not to be changed."""
+    text: Tensor
+    """Calibration prompts, [prompts, tokens, text_dim]."""
+    size: tuple[int, int]
+    frames: int
+    seed: int
+    """Of the calibration's noise."""
+    bits: int
+    calibration: Callable[[int], Calibration]
+    """Of the first so many prompts; made once for all methods."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to quantize, and how many calibration prompts that takes (0: none)."""
+
+    build: Callable[[Case], tuple[Any, int]]
+    """The quantized tree, and the bytes of its linears."""
+    prompts: int = 0
+    note: str = ""
+
+
+def measured(case: Case) -> Calibration:
+    """The calibration that this repository's methods use: recorded roll-outs, and the effect of every chunk."""
+    return calibrate(case.model, case.text, case.size, case.frames, Recipe(weight_bits=case.bits), case.seed)
+
+
+def ours(recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe, prompts: int = 64) -> Method:
+    """This repository's quantizer with a changed recipe."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        model = replace(case.model, tree=copy.deepcopy(case.model.tree))
+        wanted = recipe(Recipe(weight_bits=case.bits))
+        needs = wanted != wanted.without_data()
+        made, reports = quantize(model, wanted, case.calibration(prompts) if needs else None)
+        return made.tree, sum(report.nbytes for report in reports)
+
+    return Method(build, prompts)
+
+
+def changed(**fields: Any) -> Callable[[Recipe], Recipe]:
+    """A recipe with other fields."""
+    return lambda recipe: replace(recipe, **fields)
+
+
+def nearest(outliers: str) -> Method:
+    """Round to nearest without data."""
+    return replace(ours(lambda recipe: replace(recipe.without_data(), outliers=outliers)), prompts=0)
+
+
+def as_released(prompts: int, static: bool) -> Method:
+    """Q-ARVD as its authors released it."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        tree, text = copy.deepcopy(case.model.tree), case.text[:prompts]
+        names = [name for group in linear_groups(case.model.config.num_layers) for name in group]
+        setting = setting_of(case.model, case.size, case.frames)
+        seeds = range(case.seed, case.seed + len(text))
+        weights = case.calibration(prompts).weights(setting.chunk_sizes).values
+        stored = published.quantize(
+            tree, names, lambda t: collect(t, setting, names, text, seeds), weights, case.bits, static
+        )
+        return tree, stored
+
+    return Method(build, prompts)
+
+
+def rotated(dual_scale: bool) -> Method:
+    """Hadamard rotation and rounding to nearest."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        tree = copy.deepcopy(case.model.tree)
+        return tree, rotation.quantize(tree, case.model.config.num_layers, case.bits, dual_scale)
+
+    return Method(build)
+
+
+def smoothed(prompts: int) -> Method:
+    """SmoothQuant and rounding to nearest."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        tree, text = copy.deepcopy(case.model.tree), case.text[:prompts]
+        names = [group[0] for group in linear_groups(case.model.config.num_layers)]
+        setting = setting_of(case.model, case.size, case.frames)
+        inputs = collect(tree, setting, names, text, range(case.seed, case.seed + len(text)))
+        return tree, smoothquant.quantize(tree, case.model.config.num_layers, inputs, case.bits)
+
+    return Method(build, prompts)
+
+
+def plain_gptq(task: Task) -> Any:
+    """GPTQ as in its paper: one pass, the clip of each row by the error of the weight, nothing afterwards."""
+    order = task.split.order
+    target, hessian = task.problem()
+    grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric)
+    codes = gptq.compensate(target[:, order], hessian[order][:, order], grid, task.split.n_outlier)
+    return assemble(codes, grid, task.split, task.codec)
+
+
+def patched(method: Method, target: Any, **names: Any) -> Method:
+    """The same with some of a module's names replaced."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        with mock.patch.multiple(target, **names):
+            return method.build(case)
+
+    return replace(method, build=build)
+
+
+def random_split(weights: Any, stats: Any, codec: Any, symmetric: bool) -> Any:
+    """As many outliers as the search finds, but any."""
+    found = groups_search(weights, stats, codec, symmetric)
+    channels = found.split.channels
+    generator = torch.Generator().manual_seed(channels + found.split.n_outlier)
+    chosen = torch.randperm(channels, generator=generator)[: found.split.n_outlier]
+    return replace(found, split=ChannelSplit.of(channels, chosen.tolist()))
+
+
+groups_search = groups.search_split
+BARE = changed(outliers="none", compensate=False, frame_weights=False, correct_bias=False)
+
+METHODS: dict[str, Method] = {
+    "ours": ours(),
+    "published": as_released(64, static=True),
+    "published_dynamic": as_released(64, static=False),
+    "published_1_prompt": as_released(1, static=True),
+    "published_dynamic_1_prompt": as_released(1, static=False),
+    "nearest": nearest("none"),
+    "nearest_dual_scale": nearest("published"),
+    "smoothquant": smoothed(24),
+    "rotation": rotated(dual_scale=False),
+    "rotation_dual_scale": rotated(dual_scale=True),
+    "gptq": patched(ours(BARE), groups, ROUNDING={**ROUNDING, "gptq": plain_gptq}),
+    "ours_1_prompt": ours(prompts=1),
+    "ours_4_prompts": ours(prompts=4),
+    "ours_24_prompts": ours(prompts=24),
+    "without_frame_weights": ours(changed(frame_weights=False)),
+    "without_compensation": ours(changed(compensate=False)),
+    "without_dual_scale": ours(changed(outliers="none")),
+    "without_bias_correction": ours(changed(correct_bias=False)),
+    "without_zero_points": ours(changed(symmetric=True)),
+    "without_descent": patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes),
+    "detected_outliers": ours(changed(outliers="published")),
+    "random_outliers": patched(ours(), groups, search_split=random_split),
+    "adaround": ours(changed(rounding="adaround")),
+}
+"""By name; the first ones are run first."""

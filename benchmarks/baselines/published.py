@@ -1,0 +1,202 @@
+"""Q-ARVD as its authors released it (arXiv 2605.21072): percentile clips, static activations, AdaRound layer by layer.
+
+Its activations are per tensor, with one quantizer for outlier and one for normal channels, and its frame weights are
+off where a layer has two; `static=False` gives it the runtime's dynamic activations instead. Cross-attention's keys and
+values and the text embedding are rounded to nearest, as released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qarvd.ops.split import ChannelSplit
+from qarvd.quantize.grid import Grid
+from qarvd.quantize.outliers import published_split
+from qarvd.quantize.rounding.adaround import ITERATIONS, learn
+
+from .fake import FakeLinear, Rounded, Static, dynamic, stored_bytes
+from .inputs import Samples
+
+PERCENTILES = (0.999, 0.9999, 0.99999)
+BINS = 32_768
+TOGETHER = 5
+"""Calibration samples whose errors are averaged at once."""
+BATCH = 8
+"""Calibration samples of one AdaRound step."""
+ACTIVATION_RATE = 4e-5
+
+
+def weight_grid(columns: Tensor, n_outlier: int, bits: int) -> Grid:
+    """The published grid of weights [rows, in], columns in kernel order: percentile clips by squared error."""
+    parts = [
+        _rows(columns[:, span], bits) for span in (slice(0, n_outlier), slice(n_outlier, None)) if span != slice(0, 0)
+    ]
+    if len(parts) == 1:
+        parts *= 2
+    (a, b), (c, d) = parts
+    return Grid(0, 2**bits - 1, torch.stack([a, c], 1), torch.stack([b, d], 1))
+
+
+def _rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    least = rows.new_full((len(rows),), 1e10)
+    best = torch.zeros_like(least), torch.zeros_like(least)
+    for share in PERCENTILES:
+        top, bottom = rows.quantile(share, dim=1), rows.quantile(1 - share, dim=1)
+        step = (top - bottom) / (2**bits - 1)
+        zero = (-bottom / step).round()
+        code = ((rows / step[:, None]).round() + zero[:, None]).clamp(0, 2**bits - 1)
+        error = ((code - zero[:, None]) * step[:, None] - rows).square().mean(1)
+        better = error < least
+        best = torch.where(better, step, best[0]), torch.where(better, zero, best[1])
+        least = torch.minimum(error, least)
+    return best
+
+
+def activation_range(samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Published step and zero point of one range's activations [samples, tokens, channels], weighted by sample."""
+    least, best = 1e10, None
+    bottom, top = samples.min(), samples.max()
+    share_below = torch.histc(samples, BINS, float(bottom), float(top)).cumsum(0)
+    share_below = share_below / share_below[-1]
+    width = (top - bottom) / BINS
+    for share in PERCENTILES:
+        low = bottom + (torch.searchsorted(share_below, 1.0 - share).float() + 0.5) * width
+        high = bottom + (torch.searchsorted(share_below, share).float() + 0.5) * width
+        step = (high - low) / 255
+        found = Static(step, (-low / step).round())
+        error = (found(samples) - samples).square().flatten(1).mean(1) * weights
+        score = torch.stack([part.mean() for part in error.split(TOGETHER)]).mean().item()
+        if score < least:
+            least, best = score, found
+    assert best is not None
+    return best.step, best.zero
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear to quantize with its calibration samples."""
+
+    weight: Tensor
+    bias: Tensor | None
+    split: ChannelSplit
+    samples: Tensor
+    """Inputs [samples, tokens, in], in full precision."""
+    ranged: Tensor
+    """Inputs of the model whose weights are rounded, of which activation ranges are taken."""
+    chunk_weights: Tensor
+    """Of each sample."""
+
+    def static(self) -> Static:
+        """Activation quantizers of both ranges."""
+        step, zero = torch.ones(self.split.channels), torch.zeros(self.split.channels)
+        order, n = self.split.order, self.split.n_outlier
+        weights = torch.ones_like(self.chunk_weights) if n else self.chunk_weights
+        for channels in (order[:n], order[n:]):
+            if len(channels):
+                step[channels], zero[channels] = activation_range(self.ranged[..., channels], weights)
+        return Static(step, zero)
+
+
+def nearest(layer: Layer, bits: int) -> Tensor:
+    """The weight rounded to the nearest point of the published grid, [out, in]."""
+    columns, grid = _columns(layer, bits)
+    scale, zero = grid.per_column(layer.split.n_outlier, layer.split.channels)
+    codes = ((columns / scale).round() + zero).clamp(grid.low, grid.high)
+    return _logical(layer, codes, grid)
+
+
+def adaround(layer: Layer, bits: int, static: Static | None, iterations: int = ITERATIONS) -> tuple[Tensor, Rounded]:
+    """The weight rounded by AdaRound, and the activation quantizer, whose steps are learned with it where static."""
+    columns, grid = _columns(layer, bits)
+    order, n = layer.split.order, layer.split.n_outlier
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.ones_like(layer.chunk_weights) if n else layer.chunk_weights
+    rounded: Rounded = dynamic(layer.split) if static is None else static
+    steps = torch.empty(0)
+    part = (torch.arange(layer.split.channels) >= n).long()
+    if static is not None:
+        steps = static.step[order][[0, -1]].clone().requires_grad_()  # of the outlier and of the normal range
+    optimizer = torch.optim.Adam([steps], ACTIVATION_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+
+    def gradient(value: Tensor, iteration: int) -> Tensor:
+        some = torch.randperm(len(layer.samples), generator=generator)[:BATCH]
+        x = layer.samples[some][..., order]
+        target = F.linear(x, columns)
+        with torch.enable_grad():
+            value = value.detach().requires_grad_()
+            if static is None:
+                given = rounded(layer.samples[some])[..., order]
+            else:
+                step, zero = steps[part], static.zero[order]
+                ratio = x / step
+                code = (ratio + (ratio.round() - ratio).detach() + zero).clamp(0, 255)
+                given = (code - zero) * step
+            error = (F.linear(given, value) - target).square().sum(1)  # [batch, out]
+            (error * weights[some][:, None]).mean().backward()
+        if static is not None:
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        assert value.grad is not None
+        return value.grad
+
+    codes = learn(columns, grid, n, gradient, iterations)
+    if static is not None:
+        learned = torch.empty_like(static.step)
+        learned[order] = steps.detach()[part]
+        rounded = Static(learned, static.zero)
+    return _logical(layer, codes, grid), rounded
+
+
+def _columns(layer: Layer, bits: int) -> tuple[Tensor, Grid]:
+    columns = layer.weight.detach().float()[:, layer.split.order]
+    return columns, weight_grid(columns, layer.split.n_outlier, bits)
+
+
+def _logical(layer: Layer, codes: Tensor, grid: Grid) -> Tensor:
+    scale, zero = grid.per_column(layer.split.n_outlier, layer.split.channels)
+    logical = torch.empty_like(codes)
+    logical[:, layer.split.order] = scale * (codes - zero)
+    return logical
+
+
+def quantize(
+    tree: Any,
+    names: Sequence[str],
+    collect: Callable[[Any], dict[str, Samples]],
+    chunk_weights: Sequence[float],
+    bits: int,
+    static: bool,
+    on_layer: Callable[[str], object] = lambda name: None,
+) -> int:
+    """Quantize linears `names` of the tree in place; returns the bytes that they would take.
+
+    `collect(tree)` gives the inputs of every linear, on calibration prompts.
+    """
+    full = collect(tree)
+    weights = torch.tensor(list(chunk_weights))
+    layers: dict[str, Layer] = {}
+    linears: dict[str, nn.Linear] = {name: tree.get_submodule(name) for name in names}
+    for name, linear in linears.items():
+        split = published_split(linear.weight) if "block" in name else ChannelSplit(linear.in_features)
+        found = full[name]
+        layers[name] = Layer(linear.weight, linear.bias, split, found.x, found.x, weights[found.chunk])
+        tree.set_submodule(name, FakeLinear(nearest(layers[name], bits), linear.bias, lambda x: x))
+    ranged = collect(tree) if static else full
+    for name, layer in layers.items():
+        layer = Layer(layer.weight, layer.bias, layer.split, layer.samples, ranged[name].x, layer.chunk_weights)
+        found = layer.static() if static else None
+        if "cross_attn.k" in name or "cross_attn.v" in name or "text_embedding" in name:
+            weight, rounded = nearest(layer, bits), dynamic(layer.split) if found is None else found
+        else:
+            weight, rounded = adaround(layer, bits, found)
+        tree.set_submodule(name, FakeLinear(weight, layer.bias, rounded))
+        on_layer(name)
+    return sum(stored_bytes(layer.weight, bits, layer.split.n_outlier) for layer in layers.values())

@@ -1,0 +1,56 @@
+"""Rotate the inputs of every linear by a Hadamard matrix, 256 wide where that divides, and round to nearest.
+
+What ComfyUI's stock int8_convrot does with 8 bits. With two scales, each range is rotated by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qarvd.ops.codecs import codec_of
+from qarvd.ops.split import ALIGNMENT, ChannelSplit
+from qarvd.quantize.model import linear_groups
+from qarvd.quantize.outliers import published_split
+from qarvd.quantize.rounding import ROUNDING, Task
+
+from .fake import FakeLinear, dynamic, stored_bytes
+
+WIDEST = 256
+
+
+def rotation(split: ChannelSplit) -> Tensor:
+    """Orthogonal [in, in], block-diagonal within each range of the split."""
+    turn = torch.eye(split.channels)
+    for channels in (split.order[: split.n_outlier], split.order[split.n_outlier :]):
+        width = next(w for w in (WIDEST >> i for i in range(9)) if len(channels) % w == 0)
+        block = torch.ones(1, 1)
+        while len(block) < width:
+            block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)]) / 2**0.5
+        for part in channels.view(-1, width):
+            turn[part[:, None], part] = block
+    return turn
+
+
+def quantize(
+    tree: Any, num_layers: int, bits: int, dual_scale: bool, on_layer: Callable[[str], object] = lambda name: None
+) -> int:
+    """Quantize the tree's linears in place; returns the bytes that they would take."""
+    stored = 0
+    for names in linear_groups(num_layers):
+        linears: list[nn.Linear] = [tree.get_submodule(name) for name in names]
+        if linears[0].in_features % ALIGNMENT:
+            stored += sum(2 * linear.weight.numel() for linear in linears)
+            continue
+        split = published_split(*(x.weight for x in linears)) if dual_scale else ChannelSplit(linears[0].in_features)
+        turn = rotation(split)
+        for name, linear in zip(names, linears, strict=True):
+            task = Task(linear.weight.float() @ turn, split, codec_of(bits), symmetric=False)
+            weight = ROUNDING["nearest"](task).dequantize()
+            tree.set_submodule(name, FakeLinear(weight, linear.bias, dynamic(split), turn))
+            stored += stored_bytes(weight, bits, split.n_outlier)
+            on_layer(name)
+    return stored

@@ -1,0 +1,262 @@
+"""How much each way to quantize costs in quality: all methods on one model, from the same noise, at the same bits.
+
+The natural demo model and its hostile twin (tools/plant_outliers.py); 64 prompts that no calibration saw, 8 seeds each;
+several calibration seeds, each with prompts and noise of its own. Every finished run is written to --out at once, and a
+further start does what is missing: `--only` narrows that down. The table is docs/quality.md, written by --table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from baselines.figures import compare, entry, rounded
+from baselines.methods import METHODS, Case, measured
+from torch import Tensor
+from tqdm import tqdm
+
+from qarvd.calibrate.calibration import Calibration
+from qarvd.checkpoint.model import Model
+from qarvd.cli.common import load_model
+from qarvd.demo import experiment
+from qarvd.demo.bundle import LATENT_SIDE, embed, load_judge
+from qarvd.demo.prompts import split_prompts
+from qarvd.files import replacing
+from qarvd.stream.rollout import roll_out
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs" / "quality.json"
+TWIN = ROOT / "tools" / "plant_outliers.py"
+MODELS = ("natural", "twin")
+PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
+CALIBRATION_PROMPTS = 64
+MAIN = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "rotation", "gptq")
+"""Methods that are also run with 8-bit weights."""
+CACHED = ("ours", "published_dynamic", "nearest", "gptq")
+"""Methods that are also run with an int8 cache."""
+BITS = {"w8a8": 8, "w4a8": 4, "w4a8_int8_cache": 4}
+"""Sections of the result, and their weights' bits."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One quantization; sections that differ in the cache alone share it."""
+
+    bits: int
+    model: str
+    method: str
+    seed: int
+    """Calibration seed."""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        found = [f"w{self.bits}a8"]
+        if self.bits == 4 and self.method in CACHED:
+            found.append("w4a8_int8_cache")
+        return tuple(found)
+
+    def key(self, section: str) -> str:
+        return f"{section}/{self.model}/{self.method}/{self.seed}"
+
+
+def runs(seeds: int) -> Iterator[Run]:
+    """All runs, the most telling first; a method without calibration needs one seed."""
+    for bits, names in ((4, tuple(METHODS)), (8, MAIN)):
+        for seed in range(seeds):
+            for name in names:
+                for model in MODELS:
+                    if seed == 0 or METHODS[name].prompts:
+                        yield Run(bits, model, name, seed)
+
+
+class Bench:
+    """Models, reference clips and calibrations, each made when first needed."""
+
+    def __init__(self, prompts: int, seeds: int, chunks: int) -> None:
+        self.prompts, self.seeds, self.chunks = prompts, seeds, chunks
+        held_out = split_prompts()[1][:prompts]
+        self.cases = [(held_out[i % prompts], 1000 + i) for i in range(prompts * seeds)]
+        self.reader, _ = load_judge()
+
+    @cache  # noqa: B019
+    def model(self, name: str) -> Model:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "twin.safetensors"
+            if name == "twin":
+                subprocess.run([sys.executable, TWIN, "demo", path], check=True, stdout=subprocess.DEVNULL)
+            model = load_model(str(path) if name == "twin" else "demo")
+        model.tree.float()
+        return model
+
+    @cache  # noqa: B019
+    def reference(self, name: str) -> Tensor:
+        return self.stream(self.model(name).tree, "16-bit")
+
+    @cache  # noqa: B019
+    def case(self, name: str, bits: int, seed: int) -> Case:
+        known = split_prompts()[0].copy()
+        Random(seed).shuffle(known)
+        model, side = self.model(name), (LATENT_SIDE, LATENT_SIDE)
+        text = embed(known[:CALIBRATION_PROMPTS])
+        frames = self.chunks * model.preset.chunk_frames
+
+        @cache
+        def calibration(prompts: int) -> Calibration:
+            return measured(Case(model, text[:prompts], side, frames, 20_000 + 1000 * seed, bits, calibration))
+
+        return Case(model, text, side, frames, 20_000 + 1000 * seed, bits, calibration)
+
+    def stream(self, tree: Any, codec: str) -> Tensor:
+        """Clips of all cases, [samples, channels, frames, height, width]."""
+        model, side = self.model("natural"), (LATENT_SIDE, LATENT_SIDE)
+        frames, clips = self.chunks * model.preset.chunk_frames, []
+        for first in range(0, len(self.cases), BATCH):
+            prompts, seeds = zip(*self.cases[first : first + BATCH], strict=True)
+            store = model.preset.cache(frames, codec)
+            chunks = roll_out(tree, model.config, model.preset, embed(prompts), side, frames, seeds, store)
+            clips.append(torch.cat([chunk.latents for chunk in chunks], dim=2))
+        return torch.cat(clips)
+
+    def judge(self, latents: Tensor, model: str) -> dict[str, object]:
+        """Errors against full precision and the judge's verdicts, one figure a prompt."""
+        size = self.model(model).preset.chunk_frames
+        error = (latents - self.reference(model)).square()
+        verdict = experiment.judge(self.reader, latents, [p for p, _ in self.cases], size)
+        figures = {
+            "mse": error.flatten(1).mean(1),
+            "mse_last": error[:, :, -size:].flatten(1).mean(1),
+            "digit": verdict.digit,
+            "motion": verdict.motion,
+        }
+        return {
+            key: [rounded(v) for v in values.double().view(self.seeds, self.prompts).mean(0).tolist()]
+            for key, values in figures.items()
+        }
+
+    def run(self, run: Run) -> dict[str, dict[str, object]]:
+        """Results by section."""
+        case = self.case(run.model, run.bits, run.seed)
+        method = METHODS[run.method]
+        began = time.perf_counter()
+        if method.prompts:
+            case.calibration(method.prompts)
+        tree, stored = method.build(case)
+        seconds = time.perf_counter() - began
+        found = {}
+        for section in run.sections:
+            latents = self.stream(tree, "int8" if "cache" in section else "16-bit")
+            found[section] = {"bytes": stored, "seconds": rounded(seconds), **self.judge(latents, run.model)}
+        return found
+
+
+def summarise(results: dict[str, dict[str, Any]], full: dict[str, Any]) -> dict[str, Any]:
+    """The published file: a list of methods for each section, comparisons with ours, and the runs themselves."""
+    summary: dict[str, Any] = {section: [] for section in BITS}
+    for section in BITS:
+        for model in MODELS:
+            groups: dict[str, list[dict[str, Any]]] = {}
+            for key, result in results.items():
+                its_section, its_model, method, _ = key.split("/")
+                if (its_section, its_model) == (section, model):
+                    groups.setdefault(method, []).append(result)
+            rows = [
+                entry(name, model, groups[name], full[model], experiment.PEAK) for name in METHODS if name in groups
+            ]
+            for row in rows:
+                if "ours" in groups and row["method"] != "ours":
+                    mine, other = (np.array([r["mse"] for r in groups[n]]) for n in ("ours", row["method"]))
+                    row["ours_against_it"] = compare(mine, other)
+            summary[section] += rows
+    return {**summary, "full": full, "runs": results}
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Tables of every section and model."""
+    parts = []
+    for section in BITS:
+        for model in MODELS:
+            rows = [row for row in summary[section] if row["model"] == model]
+            if rows:
+                parts += [f"### {section}, {model} model", "", *table(rows), ""]
+    return "\n".join(parts)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows in Markdown, least error first."""
+    lines = [
+        "| method | MSE x 1000 [95 %] | PSNR, dB | last chunk, dB | ours is | digits lost, points | kB | s | n |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["mse"]):
+        mse = f"{1e3 * row['mse']:.3g} [{1e3 * row['mse_low']:.3g}, {1e3 * row['mse_high']:.3g}]"
+        loss = f"{row['digit_loss_points']:.2f} [{row['digit_loss_low']:.2f}, {row['digit_loss_high']:.2f}]"
+        against = row.get("ours_against_it")
+        ratio = f"{against['ratio']:.2g}x [{against['ratio_low']:.2g}, {against['ratio_high']:.2g}]" if against else ""
+        lines.append(
+            f"| {row['method'].replace('_', ' ')} | {mse} | {row['psnr_db']:.1f} | {row['psnr_last_chunk_db']:.1f} | "
+            f"{ratio} | {loss} | {row['bytes'] / 1e3:.0f} | {row['seconds']:.0f} | {row['calibration_seeds']} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", default="*", help="runs SECTION/MODEL/METHOD/SEED that match this pattern")
+    parser.add_argument("--calibration-seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch (all)")
+    parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
+    parser.add_argument("--smoke", action="store_true", help="two methods on two clips, written nowhere")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.smoke:
+        smoke()
+        return
+    stored = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results, full = stored.get("runs", {}), stored.get("full", {})
+    if args.table:
+        print(markdown(summarise(results, full)))
+        return
+    bench = Bench(PROMPTS, SEEDS, CHUNKS)
+    todo = [
+        run
+        for run in runs(args.calibration_seeds)
+        if fnmatch.fnmatch(run.key(run.sections[0]), args.only)
+        and any(run.key(section) not in results for section in run.sections)
+    ]
+    for run in tqdm(todo, unit="run"):
+        if run.model not in full:
+            full[run.model] = bench.judge(bench.reference(run.model), run.model)
+        results |= {run.key(section): result for section, result in bench.run(run).items()}
+        with replacing(args.out) as temporary:
+            temporary.write_text(json.dumps(summarise(results, full), indent=0) + "\n")
+        tqdm.write(f"{run.key(run.sections[0])}: {np.mean(results[run.key(run.sections[0])]['mse']):.5f}", sys.stderr)
+
+
+def smoke() -> None:
+    """A little of everything."""
+    bench = Bench(prompts=2, seeds=1, chunks=2)
+    results, full = {}, {m: bench.judge(bench.reference(m), m) for m in MODELS}
+    for method in ("nearest", "rotation"):
+        for model in MODELS:
+            run = Run(4, model, method, 0)
+            results |= {run.key(section): result for section, result in bench.run(run).items()}
+    print(markdown(summarise(results, full)))
+
+
+if __name__ == "__main__":
+    main()
