@@ -78,7 +78,7 @@ def runs(seeds: int) -> Iterator[Run]:
         for seed in range(seeds):
             for name in names:
                 for model in MODELS:
-                    if seed == 0 or METHODS[name].prompts:
+                    if seed == 0 or (METHODS[name].prompts and METHODS[name].repeat):
                         yield Run(bits, model, name, seed)
 
 

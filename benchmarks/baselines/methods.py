@@ -50,7 +50,8 @@ class Method:
     build: Callable[[Case], tuple[Any, int]]
     """The quantized tree, and the bytes of its linears."""
     prompts: int = 0
-    note: str = ""
+    repeat: bool = True
+    """Whether to run it with further calibration seeds."""
 
 
 def measured(case: Case) -> Calibration:
@@ -95,7 +96,7 @@ def as_released(prompts: int, static: bool) -> Method:
         )
         return tree, stored
 
-    return Method(build, prompts)
+    return Method(build, prompts, repeat=not static)
 
 
 def rotated(dual_scale: bool) -> Method:

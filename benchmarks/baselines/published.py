@@ -112,47 +112,48 @@ def nearest(layer: Layer, bits: int) -> Tensor:
 
 
 def adaround(layer: Layer, bits: int, static: Static | None, iterations: int = ITERATIONS) -> tuple[Tensor, Rounded]:
-    """The weight rounded by AdaRound, and the activation quantizer, whose steps are learned with it where static."""
+    """The weight rounded by AdaRound, and the activation quantizer, whose steps are learned with it where static.
+
+    Dynamic activations do not change as the weight is learned, so that each step takes the loss over all samples, by
+    sums made beforehand; the released code draws a few samples a step.
+    """
     columns, grid = _columns(layer, bits)
     order, n = layer.split.order, layer.split.n_outlier
-    generator = torch.Generator().manual_seed(0)
     weights = torch.ones_like(layer.chunk_weights) if n else layer.chunk_weights
-    rounded: Rounded = dynamic(layer.split) if static is None else static
-    steps = torch.empty(0)
-    part = (torch.arange(layer.split.channels) >= n).long()
-    if static is not None:
-        steps = static.step[order][[0, -1]].clone().requires_grad_()  # of the outlier and of the normal range
+    if static is None:
+        rounded = dynamic(layer.split)
+        given, weighted = rounded(layer.samples)[..., order], layer.samples[..., order] * weights[:, None, None]
+        gram = (given * weights[:, None, None]).flatten(0, 1).T @ given.flatten(0, 1)
+        cross = weighted.flatten(0, 1).T @ given.flatten(0, 1)
+        unit, wanted = 2 / (len(layer.samples) * len(columns)), columns @ cross
+        codes = learn(columns, grid, n, lambda value, iteration: (value @ gram - wanted) * unit, iterations)
+        return _logical(layer, codes, grid), rounded
+
+    generator = torch.Generator().manual_seed(0)
+    samples, targets = layer.samples[..., order], F.linear(layer.samples, layer.weight)
+    part, zero = (torch.arange(layer.split.channels) >= n).long(), static.zero[order]
+    steps = static.step[order][[0, -1]].clone().requires_grad_()  # of the outlier and of the normal range
     optimizer = torch.optim.Adam([steps], ACTIVATION_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:
-        some = torch.randperm(len(layer.samples), generator=generator)[:BATCH]
-        x = layer.samples[some][..., order]
-        target = F.linear(x, columns)
+        some = torch.randperm(len(samples), generator=generator)[:BATCH]
         with torch.enable_grad():
             value = value.detach().requires_grad_()
-            if static is None:
-                given = rounded(layer.samples[some])[..., order]
-            else:
-                step, zero = steps[part], static.zero[order]
-                ratio = x / step
-                code = (ratio + (ratio.round() - ratio).detach() + zero).clamp(0, 255)
-                given = (code - zero) * step
-            error = (F.linear(given, value) - target).square().sum(1)  # [batch, out]
-            (error * weights[some][:, None]).mean().backward()
-        if static is not None:
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            ratio = samples[some] / steps[part]
+            code = (ratio + (ratio.round() - ratio).detach() + zero).clamp(0, 255)
+            error = F.linear((code - zero) * steps[part], value) - targets[some]  # [batch, tokens, out]
+            (error.square().sum(1) * weights[some][:, None]).mean().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         assert value.grad is not None
         return value.grad
 
     codes = learn(columns, grid, n, gradient, iterations)
-    if static is not None:
-        learned = torch.empty_like(static.step)
-        learned[order] = steps.detach()[part]
-        rounded = Static(learned, static.zero)
-    return _logical(layer, codes, grid), rounded
+    learned = torch.empty_like(static.step)
+    learned[order] = steps.detach()[part]
+    return _logical(layer, codes, grid), Static(learned, static.zero)
 
 
 def _columns(layer: Layer, bits: int) -> tuple[Tensor, Grid]:

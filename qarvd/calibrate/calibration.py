@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import PromptError, SettingError
 from ..stream.sampler import frame_tokens
+from .reach import complete, full_reach
 from .rollout import Rollout, Setting, roll_out
 from .weights import FrameWeights, converged
 
@@ -32,13 +33,15 @@ class Calibration:
     rollouts: tuple[Rollout, ...]
     errors: Tensor
     """Of `roll_out`, for as many prompts as were measured: float64 [prompts, chunks, chunks]."""
+    reach: tuple[int, ...]
+    """How many chunks were generated with each one quantized, itself included."""
 
     def __add__(self, other: Calibration) -> Calibration:
-        mine, theirs = ((c.model, c.preset_name, c.size, c.frames) for c in (self, other))
+        mine, theirs = ((c.model, c.preset_name, c.size, c.frames, c.reach) for c in (self, other))
         if mine != theirs:
-            raise SettingError(f"Statistics of {mine} and of {theirs} (model, preset, size, frames) do not add up.")
-        rollouts, errors = self.rollouts + other.rollouts, torch.cat([self.errors, other.errors])
-        return Calibration(*mine, rollouts, errors)
+            raise SettingError(f"Statistics of {mine} and {theirs} (model, preset, size, frames, reach) do not add up.")
+        errors = torch.cat([self.errors, other.errors])
+        return replace(self, rollouts=self.rollouts + other.rollouts, errors=errors)
 
     @property
     def prompts(self) -> int:
@@ -49,7 +52,7 @@ class Calibration:
         """The weight of each chunk; all alike where nothing was measured."""
         if not len(self.errors):
             return FrameWeights.uniform(chunk_frames)
-        return FrameWeights.from_errors(self.errors, tuple(chunk_frames))
+        return FrameWeights.from_errors(complete(self.errors, self.reach), tuple(chunk_frames))
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def collect(
     embeddings: Tensor,
     seed: int,
     most_measured: int,
+    reach: Sequence[int] | None = None,
     recall: Callable[[int], Batch | None] = lambda first: None,
     keep: Callable[[int, Batch], object] = lambda first, batch: None,
     enough: Callable[[int], bool] = lambda prompts: False,
@@ -75,8 +79,9 @@ def collect(
     """Roll out all prompts `embeddings` [prompts, tokens, text_dim], one clip each, in batches.
 
     While fewer than `most_measured` prompts were measured, and the intervals of the chunks' weights are wider than
-    20 %, each chunk's effect is measured too, with the tree `quantized` (None: never). `recall` and `keep` find and
-    store a batch by its first prompt; `enough(prompts)` may end the work early, but not before the first batch.
+    20 %, each chunk's effect is measured too, with the tree `quantized` (None: never), as far as `reach` (None: to the
+    end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts)` may end the work early, but
+    not before the first batch.
     `on_chunk(done, total)` counts batches' chunks; the total is a guess that falls where measuring ends early.
     Returns the roll-outs and the errors [measured, chunks, chunks].
     """
@@ -86,12 +91,14 @@ def collect(
     rollouts: list[Rollout] = []
     chunks = len(setting.spans)
     errors = torch.zeros(0, chunks, chunks, dtype=torch.float64)
-    whole, done = chunks * (chunks + 3) // 2, 0  # chunks of a measured batch; of one that is only recorded: chunks
+    reach = reach or full_reach(chunks)
+    whole, done = chunks + sum(reach), 0  # chunks of a measured batch; of one that is only recorded: chunks
     starts = range(0, len(embeddings), at_once)
     for number, first in enumerate(starts):
         if first and enough(first):
             break
-        measuring = quantized is not None and len(errors) < most_measured and not converged(errors, setting.chunk_sizes)
+        measuring = quantized is not None and len(errors) < most_measured
+        measuring = measuring and not converged(complete(errors, reach), setting.chunk_sizes)
         measured_later = -(-(most_measured - len(errors)) // at_once) if measuring else 0
         total = done + chunks * (len(starts) - number)
         total += (whole - chunks) * min(measured_later, len(starts) - number)
@@ -105,7 +112,7 @@ def collect(
         if batch is None:
             some = embeddings[first : first + at_once]
             seeds = range(seed + first, seed + first + len(some))
-            batch = Batch(*roll_out(setting, full, some, seeds, quantized if measuring else None, count))
+            batch = Batch(*roll_out(setting, full, some, seeds, quantized if measuring else None, reach, count))
             keep(first, batch)
         rollouts.append(batch.rollout)
         if batch.errors is not None:

@@ -78,6 +78,7 @@ def roll_out(
     embeddings: Tensor,
     seeds: Sequence[int],
     quantized: Any | None = None,
+    reach: Sequence[int] | None = None,
     on_chunk: Callable[[], object] = lambda: None,
 ) -> tuple[Rollout, Tensor | None]:
     """Generate a batch of clips with the tree `full` and record every call.
@@ -86,7 +87,8 @@ def roll_out(
     [batch, chunks, chunks], entry [b, k, j] the mean squared error in the final latents of chunk j when the quantized
     tree generates chunk k (its cache-writing pass included) and the full one all others, from the same noise. The
     chunks before k are the same in every run, so each run starts from a copy of the full run's cache: K (K + 1) / 2
-    chunks are generated for K chunks, where whole runs would take K^2. `on_chunk` is called for each of them.
+    chunks are generated for K chunks, where whole runs would take K^2. `reach` [chunks] ends run k after so many of
+    them and leaves 0 for the rest (None: never). `on_chunk` is called for each chunk that is generated.
     """
     schedule, spans_ = setting.preset.schedule, setting.spans
     draw = from_seeds(seeds, embeddings.device, embeddings.dtype)
@@ -101,10 +103,12 @@ def roll_out(
     def record(step: Step) -> None:
         calls.append(Call(step.chunk, step.timestep, step.start, step.latents))
 
-    def generate(model: Denoiser, index: int, on_step: Callable[[Step], None] = lambda step: None) -> Tensor:
+    def generate(
+        model: Denoiser, index: int, end: int = len(spans_), on_step: Callable[[Step], None] = lambda step: None
+    ) -> Tensor:
         source = from_tensors(fresh[index])
         chunk = denoise(model, noise[index], schedule, source, index, spans_[index].start, on_step)
-        if index + 1 < len(spans_):
+        if index + 1 < end:
             write(model, chunk, schedule, on_step)
         on_chunk()
         return chunk.latents
@@ -118,10 +122,11 @@ def roll_out(
     for k in range(len(spans_)):
         if other is not None:
             cache = copy.deepcopy(main.cache)
-            branch = [generate(replace(other, cache=cache), k)]
-            branch += [generate(replace(main, cache=cache), j) for j in range(k + 1, len(spans_))]
+            end = len(spans_) if reach is None else k + reach[k]
+            branch = [generate(replace(other, cache=cache), k, end)]
+            branch += [generate(replace(main, cache=cache), j, end) for j in range(k + 1, end)]
             branches.append(branch)
-        clean.append(generate(main, k, record))
+        clean.append(generate(main, k, on_step=record))
     errors = None
     if other is not None:
         errors = torch.zeros(len(seeds), len(spans_), len(spans_), dtype=torch.float64)

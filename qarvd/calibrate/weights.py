@@ -1,4 +1,4 @@
-"""Frame weights: how much each chunk matters to the final video (Q-ARVD, section 3.2), with intervals and a fit."""
+"""Frame weights: how much each chunk matters to the final video (Q-ARVD, section 3.2), intervals, fitted decays."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from .decay import Decay, fit_decay
 
 RESAMPLES = 2000
 LEAST_PROMPTS = 4
@@ -30,21 +32,21 @@ class FrameWeights:
     low: tuple[float, ...]
     high: tuple[float, ...]
     """95 % bootstrap interval of each sensitivity, over prompts."""
-    per_affected: tuple[float, ...]
-    """Mean squared error over the frames from this chunk on, which are all it can affect; in units of the first."""
-    rate: float
-    """Of the fitted decay: chunk k's effect on the frames it can affect falls like exp(-rate k)."""
+    own: tuple[float, ...]
+    """Mean squared error in the chunk's own frames; in units of the first's."""
+    later: tuple[float, ...]
+    """Mean squared error in the frames after it, in the same units; there are none after the last chunk."""
     prompts: int
     """How many were measured; 0 for weights that were not."""
 
     def __post_init__(self) -> None:
-        columns = (self.sensitivity, self.low, self.high, self.per_affected)
+        columns = (self.sensitivity, self.low, self.high, self.own, (*self.later, 0.0))
         if any(len(c) != len(self.chunk_frames) for c in columns) or not self.chunk_frames:
             raise SettingError(
                 f"Frame weights for {len(self.chunk_frames)} chunks came with {[len(c) for c in columns]}."
             )
-        values = [v for c in columns for v in c] + [self.rate]
-        if not all(math.isfinite(v) for v in values) or min((*self.sensitivity, *self.per_affected)) < 0:
+        values = [v for c in columns for v in c]
+        if not all(math.isfinite(v) for v in values) or min(values) < 0:
             raise SettingError("Frame weights must be finite and not negative; measure them again.")
 
     @property
@@ -53,17 +55,33 @@ class FrameWeights:
         return tuple(s * len(self.sensitivity) for s in self.sensitivity)
 
     @property
+    def per_affected(self) -> tuple[float, ...]:
+        """Mean squared error over the frames from each chunk on, which are all it can affect; in units of the first."""
+        return _per_affected(self.chunk_frames, self.own, self.later)
+
+    @cached_property
+    def decays(self) -> tuple[Decay, Decay]:
+        """Fitted to `own` and to `later`."""
+        own, later = fit_decay(self.own), fit_decay(self.later)
+        return own, later if self.later else own
+
+    @property
+    def rate(self) -> float:
+        """How fast the effect on later frames decays, per chunk: `later` falls like exp(-rate k), to a floor."""
+        return self.decays[1].rate
+
+    @property
     def fitted(self) -> tuple[float, ...]:
-        """The fitted decay of `per_affected`."""
-        level = _level(np.array(self.per_affected), self.rate)
-        return tuple(level * math.exp(-self.rate * k) for k in range(len(self.per_affected)))
+        """`per_affected` as the fitted decays have it."""
+        own, later = ([decay.at(k) for k in range(len(self.own))] for decay in self.decays)
+        return _per_affected(self.chunk_frames, own, later[:-1])
 
     @classmethod
     def uniform(cls, chunk_frames: Sequence[int]) -> FrameWeights:
         """All chunks alike."""
         n = len(chunk_frames)
         share = (1 / n,) * n
-        return cls(tuple(chunk_frames), share, share, share, (1.0,) * n, 0.0, 0)
+        return cls(tuple(chunk_frames), share, share, share, (1.0,) * n, (0.0,) * (n - 1), 0)
 
     @classmethod
     def from_errors(cls, errors: Tensor, chunk_frames: Sequence[int], seed: int = 0) -> FrameWeights:
@@ -75,39 +93,41 @@ class FrameWeights:
         if not errors.sum() > 0:
             return cls.uniform(chunk_frames)  # quantizing changes nothing, so nothing matters more
         frames = torch.tensor(chunk_frames, dtype=torch.float64)
-        means = (errors.double() * frames).sum(2) / frames.sum()  # [prompts, chunks]
-        sensitivity = _normalised(means.mean(0))
+        errors = errors.double()
+        means = (errors * frames).sum(2) / frames.sum()  # [prompts, chunks]
         low, high = interval(means, seed)
-        left = frames.flip(0).cumsum(0).flip(0)  # frames from each chunk on
-        affected = means.mean(0) * frames.sum() / left
-        per_affected = (affected / affected[0].clamp_min(1e-300)).tolist()
-        spread = (high - low) / sensitivity.clamp_min(1e-300)
-        rate = fit_rate(np.array(per_affected), spread.numpy())
+        mean = errors.mean(0)
+        own = mean.diagonal()
+        unit = own[0].clamp_min(1e-300)
+        after = (mean.triu(1) * frames).sum(1)[:-1] / frames.flip(0).cumsum(0).flip(0)[1:]
         return cls(
             tuple(chunk_frames),
-            tuple(sensitivity.tolist()),
+            tuple(_normalised(means.mean(0)).tolist()),
             tuple(low.tolist()),
             tuple(high.tolist()),
-            tuple(per_affected),
-            rate,
+            tuple((own / unit).tolist()),
+            tuple((after / unit).tolist()),
             len(errors),
         )
 
     def extend(self, chunk_frames: Sequence[int]) -> FrameWeights:
-        """Weights for a stream of other chunks: measured effects as far as they go, then the fitted decay.
+        """Weights for a stream of other chunks: measured effects as far as they go, then the fitted decays.
 
-        A chunk counts its effect per affected frame times the frames that follow; so a longer stream raises all.
+        A chunk's effect on a later frame is taken to stay as it is for as long as the stream goes on, so in a longer
+        stream early chunks weigh more.
         """
-        frames = np.array(chunk_frames, dtype=np.float64)
-        level = _level(np.array(self.per_affected), self.rate)
-        beyond = [level * math.exp(-self.rate * k) for k in range(len(self.per_affected), len(frames))]
-        effect = np.array([*self.per_affected[: len(frames)], *beyond])
-        share = effect * frames[::-1].cumsum()[::-1]
+        count = len(chunk_frames)
+        own, later = (
+            [*values[:count], *(decay.at(k) for k in range(len(values), count))]
+            for values, decay in zip((self.own, self.later), self.decays, strict=True)
+        )
+        share = np.array(_effect(chunk_frames, own, later[: count - 1]))
         if not share.sum() > 0:
             return self.uniform(chunk_frames)
         share = tuple(float(s) for s in share / share.sum())
-        per_affected = tuple(float(e) for e in effect)
-        return FrameWeights(tuple(chunk_frames), share, share, share, per_affected, self.rate, self.prompts)
+        return FrameWeights(
+            tuple(chunk_frames), share, share, share, tuple(own), tuple(later[: count - 1]), self.prompts
+        )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -118,10 +138,10 @@ class FrameWeights:
         try:
             values = json.loads(text)
             lists = {
-                key: tuple(values.pop(key)) for key in ("chunk_frames", "sensitivity", "low", "high", "per_affected")
+                key: tuple(values.pop(key)) for key in ("chunk_frames", "sensitivity", "low", "high", "own", "later")
             }
             return cls(**lists, **values)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SettingError(f"These are not frame weights: {error}.") from error
 
 
@@ -156,22 +176,16 @@ def converged(errors: Tensor, chunk_frames: Sequence[int], within: float = WITHI
     return all((high - low) / 2 <= within * value for low, high, value in halves)
 
 
-def fit_rate(effect: np.ndarray, spread: np.ndarray) -> float:
-    """Decay rate of `effect` [chunks] per chunk: least squares on its logarithm, weighted by 1 / relative spread^2."""
-    good = effect > 0
-    if good.sum() < 2:
-        return 0.0
-    x, y = np.arange(len(effect))[good], np.log(effect[good])
-    weight = 1 / np.maximum(spread[good], 0.02)  # np.polyfit squares it
-    return max(0.0, -float(np.polyfit(x, y, 1, w=weight)[0]))
+def _effect(chunk_frames: Sequence[int], own: Sequence[float], later: Sequence[float]) -> list[float]:
+    """Squared error summed over all frames, for each chunk."""
+    after = np.cumsum(list(chunk_frames)[::-1])[::-1] - chunk_frames  # frames after each chunk
+    return [float(a * n + b * m) for a, b, n, m in zip(own, (*later, 0.0), chunk_frames, after, strict=True)]
 
 
-def _level(effect: np.ndarray, rate: float) -> float:
-    """The fitted curve's value at chunk 0: the geometric mean of the effects, moved there."""
-    good = effect > 0
-    if not good.any():
-        return 0.0
-    return math.exp(float((np.log(effect[good]) + rate * np.arange(len(effect))[good]).mean()))
+def _per_affected(chunk_frames: Sequence[int], own: Sequence[float], later: Sequence[float]) -> tuple[float, ...]:
+    affected = np.cumsum(list(chunk_frames)[::-1])[::-1]
+    effect = np.array(_effect(chunk_frames, own, later)) / affected
+    return tuple(float(e) for e in effect / max(effect[0], 1e-300))
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..calibrate.calibration import Calibration
+from ..calibrate.reach import full_reach
 from ..calibrate.rollout import Call, Rollout
 from ..errors import CheckpointError
 from ..files import replacing
@@ -37,6 +38,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         "preset": calibration.preset_name,
         "size": list(calibration.size),
         "frames": calibration.frames,
+        "reach": list(calibration.reach),
         "calls": calls,
         "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
     }
@@ -83,9 +85,10 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
             if not torch.isfinite(call.latents).all():
                 raise ValueError("a call's latents are not finite")
         rollouts.append(Rollout(text, made))
-    errors = tensors["errors"]
-    if errors.ndim != 3 or errors.shape[1] != errors.shape[2]:
-        raise ValueError(f"the errors have shape {tuple(errors.shape)}")
-    return Calibration(
-        str(about["model"]), str(about["preset"]), (height, width), int(about["frames"]), tuple(rollouts), errors
-    )
+    errors, reach = tensors["errors"], tuple(map(int, about["reach"]))
+    if errors.ndim != 3 or errors.shape[1:] != (len(reach), len(reach)) or not torch.isfinite(errors).all():
+        raise ValueError(f"the errors, of shape {tuple(errors.shape)}, do not fit or are not finite")
+    if not all(1 <= far <= most for far, most in zip(reach, full_reach(len(reach)), strict=True)):
+        raise ValueError(f"the reach is {reach}")
+    preset, frames = str(about["preset"]), int(about["frames"])
+    return Calibration(str(about["model"]), preset, (height, width), frames, tuple(rollouts), errors, reach)

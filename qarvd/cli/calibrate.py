@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..calibrate.calibration import Calibration
+from ..calibrate.reach import REACHES
 from ..checkpoint.calibration import save_calibration
 from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
@@ -44,6 +45,12 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chunks", type=int, default=7, help="chunks of each calibration clip (7)")
     parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents")
+    parser.add_argument(
+        "--reach",
+        choices=REACHES,
+        default="full",
+        help="how far each chunk's effect is followed: to the end, as published, or short, at a third of the time",
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--budget-minutes", type=float, help="take as many of the prompts as this time allows")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     clips = read_clips(args, model)
     work = open_work(args, model, recipe, clips.about)
     place(model, args.device)
-    calibration = run_calibration(model, recipe, clips, args.seed, work, args.budget_minutes)
+    calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes)
     save_calibration(calibration, args.out)
     work.finish()
     print_weights(calibration, setting_of(model, clips.size, clips.frames).chunk_sizes)
@@ -140,12 +147,27 @@ def read_embedding_list(path: Path) -> Tensor:
 
 def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Mapping[str, object]) -> Work:
     """The folder beside the result in which finished parts are kept until it is written."""
-    job = {"verb": args.verb, "model": identity(model), "preset": model.preset_name, "recipe": recipe.to_json()}
-    return Work(args.out.with_name(f"{args.out.name}.work"), {**job, "seed": args.seed, **about}, args.resume)
+    job: dict[str, object] = {
+        "verb": args.verb,
+        "model": identity(model),
+        "preset": model.preset_name,
+        "recipe": recipe.to_json(),
+    }
+    return Work(
+        args.out.with_name(f"{args.out.name}.work"),
+        {**job, "seed": args.seed, "reach": args.reach, **about},
+        args.resume,
+    )
 
 
 def run_calibration(
-    model: Model, recipe: Recipe, clips: Clips, seed: int, work: Work | None = None, minutes: float | None = None
+    model: Model,
+    recipe: Recipe,
+    clips: Clips,
+    seed: int = SEED,
+    reach: str = "full",
+    work: Work | None = None,
+    minutes: float | None = None,
 ) -> Calibration:
     """Calibrate with a progress bar."""
     with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
@@ -155,7 +177,9 @@ def run_calibration(
             bar.update(done - bar.n)
 
         texts, size, frames = clips.embeddings, clips.size, clips.frames
-        return calibrate(model, texts, size, frames, recipe, seed, work=work, minutes=minutes, on_chunk=show)
+        return calibrate(
+            model, texts, size, frames, recipe, seed, reach=reach, work=work, minutes=minutes, on_chunk=show
+        )
 
 
 def place(model: Model, device: str) -> None:

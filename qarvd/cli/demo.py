@@ -19,7 +19,6 @@ from ..demo import bundle, experiment, pixels
 from ..demo.pace import measure
 from ..errors import SettingError
 from ..files import replacing
-from ..jobs.calibrate import SEED
 from ..quantize.model import LayerReport
 from ..recipe import RECIPES
 from ..report.charts import bar_chart, line_chart, stacked_counts
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         path = args.out / f"demo-{name}.safetensors"
         model = load_model("demo")
         place(model, "cpu")
-        calibration = calibration or run_calibration(model, recipe, demo_clips(model, PROMPTS, 7), SEED)
+        calibration = calibration or run_calibration(model, recipe, demo_clips(model, PROMPTS, 7))
         quantized, layers[name] = with_bar(model, recipe, calibration)
         save(quantized, path)
         variants[name] = (load(path), path)  # what is measured is what was written

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         model, reports = calibrated(args, model, recipe)
     print(text_table(by_kind(reports)))
+    if recipe.target is not None:
+        print(text_table(by_choice(reports)))
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
@@ -79,7 +81,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         clips = read_clips(args, model)
         work = open_work(args, model, recipe, clips.about)
         minutes = None if args.budget_minutes is None else CALIBRATION_SHARE * args.budget_minutes
-        calibration = run_calibration(model, recipe, clips, args.seed, work, minutes)
+        calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, minutes)
     model, reports = with_bar(model, recipe, calibration, work)
     save(model, args.out)
     work.finish()
@@ -92,7 +94,15 @@ def with_bar(
     """Quantize with a progress bar."""
     count = sum(map(len, linear_groups(model.config.num_layers)))
     with tqdm(total=count, unit="linear", desc="quantizing", leave=False) as bar:
-        return quantize(model, recipe, calibration, work, lambda name: bar.update())
+
+        def measuring() -> None:
+            bar.set_description("measuring what each number of bits does")
+
+        def done(name: str) -> None:
+            bar.set_description("quantizing", refresh=False)
+            bar.update()
+
+        return quantize(model, recipe, calibration, work, done, measuring)
 
 
 def by_kind(reports: list[LayerReport]) -> list[dict[str, object]]:
@@ -107,6 +117,7 @@ def by_kind(reports: list[LayerReport]) -> list[dict[str, object]]:
             "number": len(group),
             "in": group[0].shape[1],
             "out": group[0].shape[0],
+            "bits": sum(r.bits for r in group) / len(group),
             "outliers (mean)": sum(r.n_outlier for r in group) / len(group),
             "outliers (most)": max(r.n_outlier for r in group),
             "weight error": sum(r.relative_error for r in group) / len(group),
@@ -114,4 +125,21 @@ def by_kind(reports: list[LayerReport]) -> list[dict[str, object]]:
             "kept": group[0].kept,
         }
         for kind, group in kinds.items()
+    ]
+
+
+def by_choice(reports: list[LayerReport]) -> list[dict[str, object]]:
+    """What a bit budget gave each group of linears that share an input, and what other choices would have cost."""
+    groups: dict[tuple[object, ...], list[LayerReport]] = {}
+    for report in reports:
+        groups.setdefault((report.name.rsplit(".", 1)[0], *(report.effects or {}).values()), []).append(report)
+    return [
+        {
+            "linears": ", ".join([group[0].name, *(r.name.rsplit(".", 1)[1] for r in group[1:])]),
+            "bits": group[0].bits,
+            **{f"error at {bits} bits": (group[0].effects or {}).get(bits) for bits in (4, 8)},
+            "size": size_text(sum(r.nbytes for r in group)),
+            "kept": group[0].kept,
+        }
+        for group in groups.values()
     ]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..calibrate.calibration import Calibration, collect
+from ..calibrate.reach import REACHES
 from ..calibrate.rollout import Setting
 from ..checkpoint.model import Model, checksum, state_tensors
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SettingError
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
 from .work import Work
@@ -42,6 +44,7 @@ def calibrate(
     recipe: Recipe,
     seed: int = SEED,
     most_measured: int = 32,
+    reach: str = "full",
     work: Work | None = None,
     minutes: float | None = None,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
@@ -49,11 +52,15 @@ def calibrate(
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
     Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts, and only where
-    the recipe wants frame weights; work stops early after `minutes`, with the prompts done by then.
+    the recipe wants frame weights; `reach` names how far each effect is followed. Work stops early after `minutes`,
+    with the prompts done by then.
     """
     setting = setting_of(model, size, frames)
     chunks = len(setting.spans)
-    nothing = Calibration(identity(model), model.preset_name, size, frames, (), torch.zeros(0, chunks, chunks).double())
+    if reach not in REACHES:
+        raise SettingError(f"There is no reach {reach!r}; choose from {', '.join(REACHES)}.")
+    errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), REACHES[reach](chunks)
+    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far)
     quantized: Any = None
     if recipe.frame_weights and chunks > 1:
         quantized = copy.deepcopy(model.tree)
@@ -79,9 +86,10 @@ def calibrate(
         embeddings.to(weight),
         seed,
         most_measured,
+        far,
         recall=(lambda first: None) if work is None else work.recall_batch,
         keep=(lambda first, batch: None) if work is None else lambda first, b: work.keep_batch(first, b, nothing),
         enough=enough,
         on_chunk=on_chunk,
     )
-    return Calibration(nothing.model, nothing.preset_name, size, frames, tuple(rollouts), errors)
+    return replace(nothing, rollouts=tuple(rollouts), errors=errors)

@@ -15,6 +15,7 @@ from ..errors import SettingError
 from ..quantize.blockwise import Memory, quantize_blockwise
 from ..quantize.model import LayerReport, quantize_tree
 from ..recipe import Recipe
+from .budget import choose_bits
 from .calibrate import identity, setting_of
 from .work import Work
 
@@ -28,11 +29,13 @@ def quantize(
     calibration: Calibration | None = None,
     work: Work | None = None,
     on_layer: Callable[[str], object] = lambda name: None,
+    on_call: Callable[[], object] = lambda: None,
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
-    Without a calibration the recipe must be one that needs none (`Recipe.without_data`). Raises SettingError for
-    statistics of another model.
+    Without a calibration the recipe must be one that needs none (`Recipe.without_data`). `on_layer` hears of every
+    linear, `on_call` of every measurement for a bit budget. Raises SettingError for statistics of another model and
+    for a target that cannot be met.
     """
     notes = dict(model.notes)
     if calibration is None:
@@ -47,6 +50,11 @@ def quantize(
         weights = FrameWeights.uniform(setting.chunk_sizes)
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
+        choice = None
+        if recipe.target is not None:
+            choice = choose_bits(model, setting, calibration.rollouts, weights.values, recipe, on_call)
+            found = choice.allocation
+            notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
         spill = Spill(work.spill() if work is not None and state_bytes(calibration, model) > IN_MEMORY else None)
         reports = quantize_blockwise(
             model.tree,
@@ -54,10 +62,13 @@ def quantize(
             calibration.rollouts,
             weights.values,
             recipe,
+            None if choice is None else choice.bits,
             spill=spill,
             memory=None if work is None else Memory(work.recall_group, work.keep_group),
             on_layer=on_layer,
         )
+        if choice is not None:
+            reports = [choice.explain(report) for report in reports]
         notes["calibration"] = {"prompts": calibration.prompts, "size": calibration.size, "frames": calibration.frames}
         notes["frame_weights"] = json.loads(weights.to_json())
     notes["layers"] = layer_notes(reports)

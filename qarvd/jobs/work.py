@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Work:
         """Store a finished calibration batch of the job `like`."""
         chunks = like.errors.shape[1]
         errors = torch.zeros(0, chunks, chunks, dtype=torch.float64) if batch.errors is None else batch.errors
-        part = Calibration(like.model, like.preset_name, like.size, like.frames, (batch.rollout,), errors)
+        part = replace(like, rollouts=(batch.rollout,), errors=errors)
         save_calibration(part, self.folder / f"batch-{first:04}.safetensors")
 
     def recall_group(self, names: tuple[str, ...]) -> Results | None:
@@ -125,6 +125,8 @@ class Work:
 
 def report_from(values: Mapping[str, Any]) -> LayerReport:
     """A report as JSON gives it back."""
-    tried = values.get("tried")
-    fixed = {"shape": tuple(values["shape"]), "tried": tried and {int(count): error for count, error in tried.items()}}
+    fixed: dict[str, Any] = {"shape": tuple(values["shape"])}
+    for key in ("tried", "effects"):
+        if values.get(key):
+            fixed[key] = {int(number): error for number, error in values[key].items()}
     return LayerReport(**{**values, **fixed})

@@ -37,6 +37,8 @@ class LayerReport:
     """Estimated relative output error by number of outlier channels, where that was searched."""
     kept: str | None = None
     """Why it stayed in 16 bits, or None."""
+    effects: Mapping[int, float] | None = None
+    """Where a bit budget chose: estimated error of the prediction with these linears alone at so many bits."""
 
 
 def linear_groups(num_layers: int) -> Iterator[tuple[str, ...]]:

@@ -86,5 +86,5 @@ def test_the_full_prefix_is_shared(
     shared_model: Model, quantized: nn.Module, setting: Setting, embeddings: Tensor
 ) -> None:
     generated = []
-    roll_out(setting, shared_model.tree, embeddings, [0], quantized, lambda: generated.append(1))
+    roll_out(setting, shared_model.tree, embeddings, [0], quantized, on_chunk=lambda: generated.append(1))
     assert len(generated) == 5 + 5 * 6 // 2

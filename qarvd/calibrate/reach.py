@@ -1,0 +1,53 @@
+"""How far each chunk's effect is followed: to the end of the clip, or only as far as tells the rest.
+
+Errors settle at once: quantizing chunk k leaves about the same error in every later chunk, and that error is about the
+same share of the error in chunk k itself, whichever k (but the first). So three chunks after the first, one after the
+second and none after the others tell nearly all; on the demo model and its twin, every weight comes out within 5 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..errors import SettingError
+
+SHORT = (3, 2)
+"""Chunks that are generated with the first, the second chunk quantized, itself included; 1 with any other."""
+
+
+def full_reach(chunks: int) -> tuple[int, ...]:
+    """The published measure: every chunk's effect is followed to the end."""
+    return tuple(range(chunks, 0, -1))
+
+
+def short_reach(chunks: int) -> tuple[int, ...]:
+    """The cheaper measure: of its 10 chunks in a clip of 7, the published one takes 28; of 24 in 21, 231."""
+    return tuple(min((*SHORT, *(1 for _ in range(chunks)))[k], chunks - k) for k in range(chunks))
+
+
+REACHES: dict[str, Callable[[int], tuple[int, ...]]] = {"full": full_reach, "short": short_reach}
+"""By name: how far for each of so many chunks."""
+
+
+def complete(errors: Tensor, reach: Sequence[int]) -> Tensor:
+    """`errors` [prompts, chunks, chunks] with what lies beyond `reach` filled in from what was measured.
+
+    A row that was followed goes on with the mean of its later chunks; another takes its own error times the share of
+    the last row that was. Raises SettingError where none was followed.
+    """
+    chunks = errors.shape[-1]
+    if tuple(reach) == full_reach(chunks):
+        return errors
+    found, share = errors.clone(), None
+    for k, far in enumerate(reach):
+        if far > 1:
+            later = errors[:, k, k + 1 : k + far].mean(1)  # [prompts]
+            share = later.mean() / errors[:, k, k].mean().clamp_min(1e-300)
+            found[:, k, k + far :] = later[:, None]
+        elif k + far < chunks:
+            if share is None:
+                raise SettingError("No chunk's effect was followed beyond itself; the rest cannot be told from that.")
+            found[:, k, k + far :] = (errors[:, k, k] * share)[:, None]
+    return found

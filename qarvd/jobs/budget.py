@@ -1,0 +1,97 @@
+"""Choose every linear's bits so that the file meets the recipe's target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..calibrate.rollout import Rollout, Setting
+from ..checkpoint.model import Model
+from ..errors import SettingError
+from ..quantize.budget import Allocation, Option, allocate, parse_target
+from ..quantize.effect import option_errors
+from ..quantize.model import LayerReport, linear_groups
+from ..recipe import Recipe
+
+HEADER = 16_000
+HEADER_PER_LINEAR = 2_000
+"""Bytes of the file's header: names, shapes, and what the metadata says of each linear."""
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The bits of each group of linears that share an input, and what each option would cost in error."""
+
+    allocation: Allocation[Names]
+    effects: dict[Names, dict[int, float]]
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """By name of linear."""
+        return {name: bits for names, bits in self.allocation.bits.items() for name in names}
+
+    def explain(self, report: LayerReport) -> LayerReport:
+        """The report of a linear with what each number of bits would have done."""
+        found = next((effect for names, effect in self.effects.items() if report.name in names), None)
+        return replace(report, effects=found)
+
+
+def choose_bits(
+    model: Model,
+    setting: Setting,
+    rollouts: Sequence[Rollout],
+    chunk_weights: Sequence[float],
+    recipe: Recipe,
+    on_call: Callable[[], object] = lambda: None,
+) -> Choice:
+    """Measure what 4 and 8 bits do to every group, and choose. Raises SettingError for a size that cannot be met."""
+    assert recipe.target is not None
+    target = parse_target(recipe.target)
+    groups = {names: _Group.of(model, names) for names in linear_groups(model.config.num_layers)}
+    if target.bits is not None:
+        capacity = target.bits / 8 * sum(group.numel for group in groups.values())
+    else:
+        stored = sum(p.numel() * model.dtypes[key].itemsize for key, p in model.tree.named_parameters())
+        others = stored - sum(group.wide for group in groups.values())
+        assert target.bytes is not None
+        capacity = target.bytes - others - HEADER - HEADER_PER_LINEAR * sum(map(len, groups))
+        if capacity <= 0:
+            raise SettingError(
+                f"All that is not quantized takes {others / 1e6:.2f} MB by itself; {recipe.target} cannot be met."
+            )
+    effects = option_errors(model.tree, setting, rollouts, chunk_weights, recipe, on_call=on_call)
+    options = {
+        names: {
+            16: Option(group.wide, 0.0),
+            **{bits: Option(group.nbytes(bits), error) for bits, error in effects.get(names, {}).items()},
+        }
+        for names, group in groups.items()
+    }
+    return Choice(allocate(options, capacity), effects)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sizes of the weights that share an input."""
+
+    linears: int
+    rows: int
+    channels: int
+    wide: int
+    """Bytes as they are."""
+
+    @classmethod
+    def of(cls, model: Model, names: Names) -> _Group:
+        weights = [model.tree.get_parameter(f"{name}.weight") for name in names]
+        wide = sum(w.numel() * model.dtypes[f"{name}.weight"].itemsize for name, w in zip(names, weights, strict=True))
+        return cls(len(names), sum(map(len, weights)), weights[0].shape[1], wide)
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.channels
+
+    def nbytes(self, bits: int) -> int:
+        """At most: two scales and two zero points a row, and half of the channels listed as outliers."""
+        return self.numel * bits // 8 + self.rows * 2 * (4 + 1) + self.linears * (self.channels // 2) * 4

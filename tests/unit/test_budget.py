@@ -1,0 +1,72 @@
+"""A bit budget is kept, and no choice of that size is better than the bound it states."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qarvd.errors import SettingError
+from qarvd.quantize.budget import Option, Target, allocate, parse_target
+
+errors = st.tuples(st.floats(1e-6, 1), st.floats(1e-8, 0.1)).map(lambda pair: (max(pair), min(pair)))
+groups = st.dictionaries(st.text("abc", min_size=1), st.tuples(st.integers(1, 9), errors), min_size=1, max_size=6)
+
+
+def options_of(drawn: dict[str, tuple[int, tuple[float, float]]]) -> dict[str, dict[int, Option]]:
+    return {
+        key: {4: Option(4 * size, four), 8: Option(8 * size, eight), 16: Option(16 * size, 0.0)}
+        for key, (size, (four, eight)) in drawn.items()
+    }
+
+
+@given(groups, st.floats(1.0, 4.2))
+def test_the_size_is_kept_and_nothing_is_better_than_the_bound(
+    drawn: dict[str, tuple[int, tuple[float, float]]], times: float
+) -> None:
+    options = options_of(drawn)
+    capacity = times * sum(choices[4].nbytes for choices in options.values())
+    found = allocate(options, capacity)
+    assert found.nbytes == sum(options[key][bits].nbytes for key, bits in found.bits.items()) <= capacity
+    assert found.error == pytest.approx(sum(options[key][bits].error for key, bits in found.bits.items()))
+    best = min(
+        sum(options[key][bits].error for key, bits in zip(options, choice, strict=True))
+        for choice in itertools.product((4, 8, 16), repeat=len(options))
+        if sum(options[key][bits].nbytes for key, bits in zip(options, choice, strict=True)) <= capacity
+    )
+    assert found.bound <= best * (1 + 1e-9) + 1e-12
+    assert best <= found.error + 1e-12
+
+
+@given(groups)
+def test_everything_stays_in_16_bits_where_there_is_room(drawn: dict[str, tuple[int, tuple[float, float]]]) -> None:
+    options = options_of(drawn)
+    found = allocate(options, sum(choices[16].nbytes for choices in options.values()))
+    assert found.error == 0
+
+
+def test_bits_go_where_they_save_most_error_per_byte() -> None:
+    sensitive = {4: Option(10, 1.0), 8: Option(20, 0.01), 16: Option(40, 0.0)}
+    dull = {4: Option(10, 0.1), 8: Option(20, 0.01), 16: Option(40, 0.0)}
+    assert allocate({"dull": dull, "sensitive": sensitive}, 30).bits == {"dull": 4, "sensitive": 8}
+
+
+def test_a_size_that_cannot_be_met_says_what_can() -> None:
+    with pytest.raises(SettingError, match=r"at least 2\.00 MB"):
+        allocate({"a": {4: Option(2_000_000, 1.0), 8: Option(4_000_000, 0.0)}}, 1e6)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [("900MB", Target(bytes=9e8)), ("1.5 gb", Target(bytes=1.5e9)), ("4.5 bits", Target(bits=4.5))],
+)
+def test_targets_are_read(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize("text", ["", "900", "0 MB", "-1GB", "many bits", "4.5.1 bits", "1e9 MB"])
+def test_other_targets_are_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="target"):
+        parse_target(text)
