@@ -125,7 +125,7 @@ def smoothed(prompts: int) -> Method:
 def plain_gptq(task: Task) -> Any:
     """GPTQ as in its paper: one pass, the clip of each row by the error of the weight, nothing afterwards."""
     order = task.split.order
-    target, hessian = task.problem()
+    target, hessian = task.problem
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric)
     codes = gptq.compensate(target[:, order], hessian[order][:, order], grid, task.split.n_outlier)
     return assemble(codes, grid, task.split, task.codec)

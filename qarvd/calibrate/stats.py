@@ -11,6 +11,8 @@ from ..errors import ShapeError
 
 SAMPLES = 512
 """Tokens kept of each layer."""
+WIDE = 4096
+"""Channels from which on second moments are not worked with in float64."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,14 @@ class LayerStats:
         )
 
     def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """`gram` and `cross` per unit of weight, float64 [in, in]; `centred` takes the means off, for a free bias."""
-        gram, cross = self.gram.double() / self.weight, self.cross.double() / self.weight
+        """`gram` and `cross` per unit of weight, [in, in]; `centred` takes the means off, for a free bias.
+
+        In float64, or in float32 for layers so wide that it would take gigabytes.
+        """
+        dtype = torch.float64 if len(self.total) <= WIDE else torch.float32
+        gram, cross = (sums.to(dtype) / self.weight for sums in (self.gram, self.cross))
         if centred:
-            mean, drift = self.total / self.weight, self.drift / self.weight
-            gram, cross = gram - torch.outer(mean, mean), cross - torch.outer(drift, mean)
+            mean, drift = ((sums / self.weight).to(dtype) for sums in (self.total, self.drift))
+            gram.addr_(mean, mean, alpha=-1)
+            cross.addr_(drift, mean, alpha=-1)
         return gram, cross

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import QarvdError
 
-VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare")
+VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..calibrate import prompts as shipped
 from ..calibrate.calibration import Calibration
 from ..calibrate.reach import REACHES
 from ..checkpoint.calibration import save_calibration
@@ -102,7 +103,10 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     demo = model.preset_name == "demo"
     if args.prompts is None:
         if not demo:
-            raise PromptError("--prompts is missing: a safetensors file of text_embeds [prompts, tokens, text_dim].")
+            raise PromptError(
+                "--prompts is missing: a safetensors file of text_embeds [prompts, tokens, text_dim], such as the 64 "
+                f"prompts in {shipped.FILE}, encoded by the checkpoint's text encoder."
+            )
         return demo_clips(model, DEMO_PROMPTS, args.chunks)
     embeddings = read_prompts(args.prompts, demo)
     if len(embeddings) < LEAST_PROMPTS:

@@ -150,9 +150,9 @@ def corrected_bias(linear: nn.Linear, restored: Tensor, stats: LayerStats) -> Te
 
 def relative_output_error(task: Task, restored: Tensor) -> float:
     """Frame-weighted squared error of the output, beyond that of the best float weight, over the squared output."""
-    target, hessian = task.problem()
-    energy = row_error(task.weight.double(), hessian).sum()
-    return float(row_error(restored.double() - target, hessian).sum() / energy.clamp_min(1e-30))
+    target, hessian = task.problem
+    energy = row_error(task.weight.to(hessian.dtype), hessian).sum()
+    return float(row_error(restored.to(hessian.dtype) - target, hessian).sum() / energy.clamp_min(1e-30))
 
 
 def relative_error(weight: Tensor, other: Tensor) -> float:

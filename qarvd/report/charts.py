@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import groupby
 
 from .numerals import drawable, linear_ticks, log_texts, log_ticks, number_text, tick_texts
@@ -16,13 +16,24 @@ DOTTED = 48
 
 
 def line_chart(
-    series: Mapping[str, Sequence[float]], x_label: str, y_label: str, log_y: bool = False, first: int = 0
+    series: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    first: int = 0,
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    dashed: Container[str] = (),
 ) -> str:
-    """One line for each of `series`, over first, first + 1, ...; a value that can't be drawn leaves a gap."""
+    """One line for each of `series`, over first, first + 1, ...; a value that can't be drawn leaves a gap.
+
+    `intervals` (low, high) stand around the points of the series of that name; `dashed` series have no points.
+    """
+    intervals = intervals or {}
     drawn = [value for values in series.values() for value in values if drawable(value, log_y)]
+    drawn += [end for ends in intervals.values() for pair in ends for end in pair if drawable(end, log_y)]
     name = f"{y_label} by {x_label}: {', '.join(series)}"
     if not drawn:
-        return _nothing(name, y_label)
+        return nothing(name, y_label)
     y_ticks = log_ticks(min(drawn), max(drawn)) if log_y else linear_ticks(min(drawn), max(drawn))
     y_texts = log_texts(y_ticks) if log_y else tick_texts(y_ticks)
     longest = max(len(values) for values in series.values())
@@ -55,14 +66,24 @@ def line_chart(
         runs = [list(run) for ok, run in groupby(points, lambda point: drawable(point[1], log_y)) if ok]
         moves = "".join("M" + "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in run) for run in runs)
         style = f"fill:none;stroke:{colour(index)};stroke-width:2;stroke-linejoin:round;stroke-linecap:round"
-        marks = [title(label), tag("path", d=moves, style=style)]
-        if longest <= DOTTED:
+        dashes = "5 5" if label in dashed else "none"
+        marks = [title(label), tag("path", d=moves, style=f"{style};stroke-dasharray:{dashes}")]
+        ends = dict(enumerate(intervals.get(label, ()), first))
+        for x, (least, most) in ends.items():
+            if drawable(least, log_y) and drawable(most, log_y):
+                marks.append(_whisker(place_x(x), place_y(least), place_y(most), style))
+        if longest <= DOTTED and label not in dashed:
             dot = f"fill:{colour(index)};stroke:var(--surface, none);stroke-width:1.5"
             for x, y in (point for run in runs for point in run):
-                told = title(f"{label}, {x_label} {x}: {number_text(y)}")
+                within = " [{}, {}]".format(*map(number_text, ends[x])) if x in ends else ""
+                told = title(f"{label}, {x_label} {x}: {number_text(y)}{within}")
                 marks.append(tag("circle", told, cx=place_x(x), cy=place_y(y), r=3.5, style=dot))
         parts.append(tag("g", *marks))
     return canvas(WIDTH, bottom + 46, name, *parts)
+
+
+def _whisker(x: float, low: float, high: float, style: str) -> str:
+    return tag("path", d=f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8", style=style)
 
 
 def bar_chart(values: Mapping[str, float], unit: str) -> str:
@@ -70,7 +91,7 @@ def bar_chart(values: Mapping[str, float], unit: str) -> str:
     name = f"{unit}: " + ", ".join(f"{label} {number_text(value)}" for label, value in values.items())
     finite = [value for value in values.values() if drawable(value)]
     if not finite:
-        return _nothing(name, unit)
+        return nothing(name, unit)
     ticks = linear_ticks(min(0.0, *finite), max(0.0, *finite))
     numbers = {label: number_text(value) for label, value in values.items()}
     left = 12 + CHARACTER * min(32, max(map(len, values)))
@@ -112,7 +133,7 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
     """
     name = f"{y_label} of {len(counts)} layers"
     if not counts:
-        return _nothing(name, y_label)
+        return nothing(name, y_label)
     wide = len(counts) > 80
     width = 2 * WIDTH if wide else WIDTH
     kinds = list(dict.fromkeys(_kind(layer) for layer in counts))
@@ -175,6 +196,7 @@ def _kind(layer: str) -> str:
     return (inside or layer).split(".")[0]
 
 
-def _nothing(name: str, label: str) -> str:
+def nothing(name: str, label: str) -> str:
+    """The drawing of a chart that has no value."""
     told = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
     return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), told)

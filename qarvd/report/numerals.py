@@ -53,11 +53,16 @@ def log_ticks(low: float, high: float, about: int = 7) -> list[float]:
 
 def log_texts(ticks: Sequence[float]) -> list[str]:
     """The ticks of a logarithmic axis as text; powers of ten beyond a few digits as such."""
-    small = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
     if ticks[0] >= 1e-3 and ticks[-1] <= 1e4:
         return [f"{tick:,g}" for tick in ticks]
     parts = [f"{tick:.0e}".split("e") for tick in ticks]
-    return [("" if digit == "1" else f"{digit}\u00b7") + "10" + str(int(e)).translate(small) for digit, e in parts]
+    return [("" if digit == "1" else f"{digit}\u00b7") + power_text(int(e)) for digit, e in parts]
+
+
+def power_text(exponent: int) -> str:
+    """Ten to the `exponent`, its digits raised."""
+    small = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    return "10" + str(exponent).translate(small)
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:

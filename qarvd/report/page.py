@@ -42,6 +42,24 @@ class Clip:
     mp4: bytes
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of the same keys, of which the first names the row; `folded` hides them until they are asked for."""
+
+    caption: str
+    rows: Sequence[Mapping[str, object]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of a page with a heading of its own; a blank line in `text` starts a paragraph."""
+
+    title: str
+    text: str
+    parts: Sequence[Figure | Picture | Clip | Table]
+
+
 def render_page(
     title: str,
     summary: str,
@@ -50,21 +68,22 @@ def render_page(
     pictures: Sequence[Picture] = (),
     clips: Sequence[Clip] = (),
     table_caption: str = "Results",
+    chapters: Sequence[Chapter] = (),
 ) -> str:
     """The page; a blank line in `summary` starts a paragraph, and each mapping of `table` is a row of it."""
-    paragraphs = "".join(f"<p>{escape(part.strip())}</p>" for part in summary.split("\n\n") if part.strip())
     sections = [
         f'<section class="card">{_table(table, table_caption)}</section>' if table else "",
-        _section((_figure(clip, _video(clip)) for clip in clips), "grid small"),
-        _section(_figure(figure, _scroll(figure.title, figure.svg)) for figure in figures),
-        *(_section([_figure(picture, _image(picture))]) for picture in pictures),
+        _section((_figure(clip) for clip in clips), "grid small"),
+        _section(_figure(figure) for figure in figures),
+        *(_section([_figure(picture)]) for picture in pictures),
+        *(_chapter(chapter) for chapter in chapters),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(title)}</h1>{paragraphs}</header>\n"
+        f"<header><h1>{escape(title)}</h1>{_paragraphs(summary)}</header>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -75,9 +94,33 @@ def _section(cards: Iterable[str], kind: str = "grid") -> str:
     return f'<section class="{kind}">\n{inside}\n</section>' if inside else ""
 
 
-def _figure(what: Figure | Picture | Clip, content: str) -> str:
+def _chapter(chapter: Chapter) -> str:
+    parts = "\n".join(_folded(part) if isinstance(part, Table) else _figure(part, "h3") for part in chapter.parts)
+    grid = f'<div class="grid even">\n{parts}\n</div>\n' if parts else ""
+    return f'<section class="chapter">\n<h2>{escape(chapter.title)}</h2>{_paragraphs(chapter.text)}\n{grid}</section>'
+
+
+def _folded(table: Table) -> str:
+    markup = _table(table.rows, table.caption)
+    if table.folded:
+        markup = f"<details><summary>{escape(table.caption)}</summary>{markup}</details>"
+    return f'<div class="card whole">{markup}</div>'
+
+
+def _paragraphs(text: str) -> str:
+    return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _figure(what: Figure | Picture | Clip, heading: str = "h2") -> str:
     caption = f"<p>{escape(what.caption)}</p>" if what.caption else ""
-    return f"<figure><figcaption><h2>{escape(what.title)}</h2>{caption}</figcaption>{content}</figure>"
+    title = f"<{heading}>{escape(what.title)}</{heading}>"
+    return f"<figure><figcaption>{title}{caption}</figcaption>{_content(what)}</figure>"
+
+
+def _content(what: Figure | Picture | Clip) -> str:
+    if isinstance(what, Figure):
+        return _scroll(what.title, what.svg)
+    return _image(what) if isinstance(what, Picture) else _video(what)
 
 
 def _scroll(name: str, content: str) -> str:

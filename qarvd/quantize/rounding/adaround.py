@@ -33,7 +33,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     if task.stats is None:
         raise SettingError("AdaRound needs the statistics of calibration; give prompts, or round to nearest.")
     order = task.split.order.to(task.weight.device)
-    target, hessian = task.problem()
+    target, hessian = task.problem
     target, hessian = target[:, order].float(), hessian[order][:, order].float()
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 

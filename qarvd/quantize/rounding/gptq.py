@@ -28,7 +28,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     if task.stats is None:
         raise SettingError("GPTQ needs the statistics of calibration; give prompts, or round to nearest.")
     order = task.split.order.to(task.weight.device)
-    target, hessian = task.problem()
+    target, hessian = task.problem
     target, hessian = target[:, order], hessian[order][:, order]
     n = task.split.n_outlier
     grid = fit_grid(target, n, task.codec, task.symmetric, hessian)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,17 +31,19 @@ class Task:
     free_bias: bool = False
     """The layer's bias is corrected afterwards, so that the mean of the output is not the rounding's concern."""
 
+    @cached_property
     def problem(self) -> tuple[Tensor, Tensor]:
         """Target T [out, in] and damped Hessian H [in, in] of the least squares that V, quantized, should solve.
 
         The target is asymmetric: on the inputs x that the quantized model feeds it, the layer is to put out what the
         full-precision one puts out on its own inputs (arXiv 2504.02692). Minimising sum w |W x_full - V x|^2 over V is
         minimising (V - T) H (V - T)^T, with H = sum w x x^T, C = sum w (x_full - x) x^T and T = W + W C H^-1. Both are
-        float64 and in logical order; damping draws T towards W, and gives channels that are always zero a say.
+        in the dtype of the moments and in logical order; damping draws T towards W, and gives channels that are always
+        zero a say.
         """
         assert self.stats is not None
-        gram, cross = self.stats.moments(centred=self.free_bias)
-        damping = DAMPING * gram.diagonal().mean().clamp_min(1e-30)
-        hessian = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        weight = self.weight.detach().double()
-        return weight + torch.linalg.solve(hessian, (weight @ cross).T).T, hessian
+        hessian, cross = self.stats.moments(centred=self.free_bias)
+        hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-30))
+        weight = self.weight.detach().to(hessian.dtype)
+        shift = torch.cholesky_solve((weight @ cross).T, torch.linalg.cholesky(hessian)).T
+        return weight + shift, hessian

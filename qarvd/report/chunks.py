@@ -1,0 +1,56 @@
+"""How much each chunk matters to the final video, as charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .charts import line_chart
+from .numerals import number_text
+from .page import Figure
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much each chunk matters, as measured on `prompts` prompts; see `calibrate.weights.FrameWeights`."""
+
+    chunk_frames: Sequence[int]
+    share: Sequence[float]
+    """Of the final error, when this chunk alone is quantized; sums to 1."""
+    low: Sequence[float]
+    high: Sequence[float]
+    per_affected: Sequence[float]
+    """Effect on a frame that the chunk can affect, in units of the first chunk's."""
+    fitted: Sequence[float]
+    """`per_affected` as the fitted exponential decay has it."""
+    rate: float
+    """At which the effect on later frames decays, per chunk."""
+    prompts: int
+
+    @property
+    def fitted_share(self) -> list[float]:
+        """What the fitted decay makes of `share`: each chunk affects itself and all frames after it."""
+        effects = [effect * sum(self.chunk_frames[k:]) for k, effect in enumerate(self.fitted)]
+        total = sum(effects)
+        return [effect / total if total else 0.0 for effect in effects]
+
+
+def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
+    """The share of each chunk in the final error, and its effect on a frame it can affect."""
+    ends = {"measured": list(zip(found.low, found.high, strict=True))}
+    prompts = f"{found.prompts} {'prompt' if found.prompts == 1 else 'prompts'}"
+    share = {"measured": found.share, "from the fitted decay": found.fitted_share}
+    decay = {"measured": found.per_affected, "fitted decay": found.fitted}
+    return [
+        Figure(
+            f"Sensitivity of each chunk, {name}",
+            f"Share of the squared error in all final latents, with its 95 % interval over {prompts}.",
+            line_chart(share, "chunk", "share of the final error", False, 1, ends, ["from the fitted decay"]),
+        ),
+        Figure(
+            f"Effect on each affected frame, {name}",
+            f"Error per frame from the chunk on, the first chunk's being 1. In the fit the effect on later frames "
+            f"decays exponentially, at a rate of {number_text(found.rate)} per chunk.",
+            line_chart(decay, "chunk", "effect per affected frame", True, 1, dashed=["fitted decay"]),
+        ),
+    ]
