@@ -79,7 +79,7 @@ def state_bytes(calibration: Calibration, model: Model) -> float:
     """Bytes of the states that walk through the blocks."""
     config = model.config
     tokens = sum(rollout.tokens for rollout in calibration.rollouts) / prod(config.patch_size)
-    return 2 * tokens * (config.dim + max(config.dim, config.ffn_dim)) * model.tree.patch_embedding.weight.itemsize
+    return 3 * tokens * config.dim * model.tree.patch_embedding.weight.itemsize
 
 
 def layer_notes(reports: Sequence[LayerReport]) -> dict[str, object]:

@@ -46,8 +46,8 @@ class _Track:
     """[batch, text_len, dim]."""
     x: list[tuple[Tensor, Tensor]]
     """For each call, residual streams [batch, frames, tokens, dim], on the CPU or on disk."""
-    mixed: list[tuple[Tensor, Tensor]]
-    """For each call, room for what enters the branch's last linear."""
+    mixed: list[Tensor]
+    """For each call, room for what enters an attention's last linear in the quantized model, of the same shape."""
 
 
 @torch.no_grad()
@@ -149,16 +149,13 @@ class _Walk:
 
     def start(self, tracks: Sequence[_Track], spill: Spill) -> None:
         """Embed every call's latents, and make room for all states."""
-        config = self.setting.config
-        widest = max(config.dim, config.ffn_dim)
         for track in tracks:
             for call in track.rollout.calls:
                 tokens = self.embedded(call).tokens
-                shape, dtype = tokens.shape, tokens.dtype
-                wide = (*shape[:-1], widest)
-                track.x.append((spill.room(shape, dtype), spill.room(shape, dtype)))
-                track.mixed.append((spill.room(wide, dtype), spill.room(wide, dtype)))
-                for x in track.x[-1]:
+                *pair, mixed = (spill.room(tokens.shape, tokens.dtype) for _ in range(3))
+                track.x.append((pair[0], pair[1]))
+                track.mixed.append(mixed)
+                for x in pair:
                     x.copy_(tokens)
         self.expected = sum(x[0].shape[:-1].numel() for track in tracks for x in track.x)
 
@@ -219,24 +216,32 @@ class _Walk:
             return [sides[side].get_submodule(name) for name in names]
 
         shape = at(0, 0, tracks[0].rollout.calls[0])
+        # A feed-forward's inside is several times as wide, and cheaper to compute again than to keep.
+        kept = linears(0, [shape.out])[0].in_features == config.dim
         prefix = f"blocks.{index}."
         self.settle(tuple(prefix + name for name in shape.ins), linears(0, shape.ins), gather)
-        width = linears(0, [shape.out])[0].in_features
+
+        def mixed(side: int, branch: Branch, x: Tensor) -> Tensor:
+            return branch.mix(*apply_linears(branch.enter(x), *linears(side, branch.ins)))
 
         def mix(collector: Collector | None) -> None:
+            """Bring both states to the branch's last linear; the full one goes on through it."""
             for t, track in enumerate(tracks):
                 caches = [self.setting.cache() for _ in sides]
-                for call, pair, rooms in zip(track.rollout.calls, track.x, track.mixed, strict=True):
+                for call, pair, room in zip(track.rollout.calls, track.x, track.mixed, strict=True):
                     frames, height, columns = call.latents.shape[2:]
-                    mixed = []
+                    found = []
                     for side, x in enumerate(pair):
                         caches[side].begin(call.start, frames, frame_tokens(config, height, columns))
                         branch = at(side, t, call, lambda q, k, v, cache=caches[side]: cache.attend(0, q, k, v))
-                        entered = branch.enter(x.to(self.device))
-                        mixed.append(branch.mix(*apply_linears(entered, *linears(side, branch.ins))))
-                        rooms[side][..., :width].copy_(mixed[side])
+                        x = x.to(self.device)
+                        found.append(mixed(side, branch, x))
+                        if side == 0 and leave:
+                            pair[0].copy_(branch.leave(x, linears(0, [branch.out])[0](found[0])))
+                    if kept:
+                        room.copy_(found[1])
                     if collector:
-                        self.add(collector, mixed[0], mixed[1], weight(call))
+                        self.add(collector, found[0], found[1], weight(call))
 
         done = False
 
@@ -248,9 +253,10 @@ class _Walk:
         self.settle((prefix + shape.out,), linears(0, [shape.out]), gather_mixed)
         if not done:
             mix(None)
-        if leave:
-            for t, track in enumerate(tracks):
-                for call, pair, rooms in zip(track.rollout.calls, track.x, track.mixed, strict=True):
-                    for side, x in enumerate(pair):
-                        out = linears(side, [shape.out])[0](rooms[side][..., :width].to(self.device))
-                        x.copy_(at(side, t, call).leave(x.to(self.device), out))
+        if not leave:
+            return
+        for t, track in enumerate(tracks):
+            for call, (_, x), room in zip(track.rollout.calls, track.x, track.mixed, strict=True):
+                branch, came = at(1, t, call), x.to(self.device)
+                inner = room.to(self.device) if kept else mixed(1, branch, came)
+                x.copy_(branch.leave(came, linears(1, [shape.out])[0](inner)))

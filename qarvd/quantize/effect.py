@@ -3,27 +3,31 @@
 To first order, an error d in a linear's output moves the prediction by J d, J being the Jacobian from that output. For
 random signs r of the prediction's shape, E (r^T J d)^2 = |J d|^2, and r^T J is one backward pass (Hutchinson). So one
 forward and one backward pass of the full-precision model measure every layer at every bit-width; quantizing layers one
-by one would take a roll-out each.
+by one would take a roll-out each. The backward pass goes block by block, each computed again from its input.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.rollout import Rollout, Setting
+from ..calibrate.rollout import Call, Rollout, Setting
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
-from ..stream.sampler import Denoiser, frame_tokens
-from ..wan.forward import encode_text, predict
+from ..stream.cache import FloatCache
+from ..stream.sampler import frame_tokens
+from ..wan.forward import Embedded, embed, leave, pad_text, text_pair, through
 from .model import linear_groups, linear_of, quantize_group, reason_to_keep
 
 CALLS = 56
 """Denoising calls that are measured at most, spread evenly over the roll-outs."""
+
+Names = tuple[str, ...]
 
 
 def option_errors(
@@ -34,18 +38,47 @@ def option_errors(
     recipe: Recipe,
     options: Sequence[int] = (4, 8),
     on_call: Callable[[], object] = lambda: None,
-) -> dict[tuple[str, ...], dict[int, float]]:
+) -> dict[Names, dict[int, float]]:
     """Frame-weighted squared error of the predicted clean latents with one group of linears quantized: by group, bits.
 
     Linears are rounded to nearest, activations are quantized as at run time. Groups that the recipe keeps are left out.
     """
     groups = {names: [linear_of(tree, name) for name in names] for names in linear_groups(setting.config.num_layers)}
     groups = {n: ls for n, ls in groups.items() if not reason_to_keep(n, ls[0].in_features, recipe)}
-    quantized = {names: {b: _nearest(names, linears, recipe, b) for b in options} for names, linears in groups.items()}
     sums = {names: dict.fromkeys(options, 0.0) for names in groups}
-    dots: dict[tuple[tuple[str, ...], int], Tensor] = {}
+    denoising = [c for r in rollouts for c in _measurable(r, setting)]
+    chosen = {id(call) for call in denoising[:: max(1, len(denoising) // CALLS)]}
+    generator = torch.Generator().manual_seed(0)
+    with _watched(groups, recipe, options) as dots:
+        for rollout in rollouts:
+            replay = _Replay(tree, setting, rollout)
+            for call in rollout.calls:
+                inputs = replay.forward(call)
+                weight = chunk_weights[call.chunk] * setting.preset.schedule.sigma(call.timestep) ** 2
+                if id(call) in chosen and weight:
+                    replay.backward(call, inputs, generator)
+                    for (names, bits), dot in dots.items():
+                        sums[names][bits] += weight * float(dot.double().square().mean())
+                    dots.clear()
+                    on_call()
+    return sums
 
-    def watch(names: tuple[str, ...], index: int) -> Callable[[nn.Module, Any, Tensor], None]:
+
+def _measurable(rollout: Rollout, setting: Setting) -> list[Call]:
+    """All calls but those that write a chunk into the cache, whose predictions nobody keeps."""
+    last = {call.chunk: call for call in rollout.calls if call.chunk + 1 < len(setting.spans)}
+    return [call for call in rollout.calls if last.get(call.chunk) is not call]
+
+
+@contextmanager
+def _watched(
+    groups: dict[Names, list[nn.Linear]], recipe: Recipe, options: Sequence[int]
+) -> Iterator[dict[tuple[Names, int], Tensor]]:
+    """A table that fills, while gradients flow, with r^T J d [batch] by group and bits."""
+    dots: dict[tuple[Names, int], Tensor] = {}
+    variants = {(n, b): _nearest(n, linears, recipe, b) for n, linears in groups.items() for b in options}
+
+    def watch(names: Names, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if not output.requires_grad:
                 return
@@ -53,8 +86,8 @@ def option_errors(
 
             def arrived(gradient: Tensor) -> None:
                 for b in options:
-                    error = quantized[names][b][index](x) - y
-                    dot = (gradient.float() * error.float()).flatten(1).sum(1)  # [batch]
+                    error = variants[names, b][index].to(x.device)(x) - y
+                    dot = (gradient.float() * error.float()).flatten(1).sum(1)
                     dots[names, b] = dots.get((names, b), torch.zeros_like(dot)) + dot
 
             output.register_hook(arrived)
@@ -67,56 +100,67 @@ def option_errors(
         for i, linear in enumerate(linears)
     ]
     try:
-        total = sum(len(r.calls) for r in rollouts)
-        stride, seen = max(1, total // CALLS), 0
-        for rollout in rollouts:
-            for call, weight in _calls(tree, setting, rollout, chunk_weights):
-                seen += 1
-                if seen % stride == 0 and weight:
-                    dots.clear()
-                    call()
-                    for (names, b), dot in dots.items():
-                        sums[names][b] += weight * float(dot.double().square().mean())
-                    on_call()
+        yield dots
     finally:
         for hook in hooks:
             hook.remove()
-    return sums
 
 
-def _nearest(names: tuple[str, ...], linears: Sequence[nn.Linear], recipe: Recipe, bits: int) -> list[QuantizedLinear]:
+def _nearest(names: Names, linears: Sequence[nn.Linear], recipe: Recipe, bits: int) -> list[QuantizedLinear]:
     with torch.no_grad():
         results = quantize_group(names, linears, recipe.without_data(), bits)
     return [linear for linear, _ in results if linear is not None]
 
 
-def _calls(tree: Any, setting: Setting, rollout: Rollout, chunk_weights: Sequence[float]) -> Any:
-    """Each call of the roll-out as a function that backpropagates random signs, and its weight."""
-    weight = tree.patch_embedding.weight
-    embeddings = rollout.embeddings.to(weight)
-    with torch.no_grad():
-        main = Denoiser(tree, setting.config, encode_text(tree, setting.config, embeddings), setting.cache())
-    generator = torch.Generator().manual_seed(0)
-    last = {call.chunk: call for call in rollout.calls}
-    for call in rollout.calls:
-        latents = call.latents.to(weight)
-        if call is last[call.chunk] and call.chunk + 1 < len(setting.spans):  # the call that fills the cache
-            with torch.no_grad():
-                main.velocity(latents, call.timestep, call.start)
-            yield (lambda: None), 0.0
-            continue
+class _Replay:
+    """A roll-out's calls, made again with the full-precision tree, one block in memory at a time."""
 
-        def backward(call: Any = call, latents: Tensor = latents) -> None:
-            cache = copy.deepcopy(main.cache)
-            batch, _, frames, height, width = latents.shape
-            cache.begin(call.start, frames, frame_tokens(setting.config, height, width))
-            times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=latents.device)
-            positions = torch.arange(call.start, call.start + frames, device=latents.device)
-            with torch.enable_grad():
-                text = encode_text(tree, setting.config, embeddings.clone().requires_grad_())
-                x = latents.clone().requires_grad_()
-                velocity = predict(tree, setting.config, x, times, text, cache.attend, positions)
-                signs = torch.randint(0, 2, velocity.shape, generator=generator).to(velocity) * 2 - 1
-                (velocity * signs).sum().backward()
+    def __init__(self, tree: Any, setting: Setting, rollout: Rollout) -> None:
+        self.tree, self.config = tree, setting.config
+        self.weight = tree.patch_embedding.weight
+        self.padded = pad_text(setting.config, rollout.embeddings.to(self.weight))
+        with torch.no_grad():
+            self.text = tree.text_embedding(self.padded)
+        cache = setting.cache()
+        assert isinstance(cache, FloatCache)
+        self.cache = cache
 
-        yield backward, chunk_weights[call.chunk] * setting.preset.schedule.sigma(call.timestep) ** 2
+    def came(self, call: Call) -> Embedded:
+        latents = call.latents.to(self.weight)
+        batch, _, frames, *_ = latents.shape
+        times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=latents.device)
+        positions = torch.arange(call.start, call.start + frames, device=latents.device)
+        return embed(self.tree, self.config, latents, times, positions)
+
+    def block(self, index: int, came: Embedded, text: Tensor, x: Tensor) -> Tensor:
+        block = self.tree.blocks[index]
+        pair = text_pair(block, self.config, text)
+        return through(block, self.config, came, pair, partial(self.cache.attend, index), x)
+
+    @torch.no_grad()
+    def forward(self, call: Call) -> list[Tensor]:
+        """Make the call; the input of every block, and what leaves the last."""
+        _, _, frames, height, width = call.latents.shape
+        self.cache.begin(call.start, frames, frame_tokens(self.config, height, width))
+        came = self.came(call)
+        inputs = [came.tokens]
+        for index in range(len(self.tree.blocks)):
+            inputs.append(self.block(index, came, self.text, inputs[-1]))
+        return inputs
+
+    @torch.enable_grad()
+    def backward(self, call: Call, inputs: list[Tensor], generator: torch.Generator) -> None:
+        """Send random signs back from the prediction of a call that was made, through every linear."""
+        came, text = self.came(call), self.text.detach().requires_grad_()
+        x = inputs[-1].detach().requires_grad_()
+        velocity = leave(self.tree, self.config, came, x)
+        signs = torch.randint(0, 2, velocity.shape, generator=generator).to(velocity) * 2 - 1
+        (gradient,) = torch.autograd.grad(velocity, x, signs)
+        for index in reversed(range(len(self.tree.blocks))):
+            x = inputs[index].detach().requires_grad_()
+            self.block(index, came, text, x).backward(gradient)
+            self.cache.detach()
+            assert x.grad is not None
+            gradient = x.grad
+        assert text.grad is not None
+        self.tree.text_embedding(self.padded.detach().clone().requires_grad_()).backward(text.grad)

@@ -100,6 +100,10 @@ class FloatCache(KVCache):
         held = min(self.end, self.frames) * self.frame_tokens
         return F.scaled_dot_product_attention(query, keys[:, :, :held], values[:, :, :held])
 
+    def detach(self) -> None:
+        """Forget, where attention ran with gradients, how keys and values were computed."""
+        self._pairs = {layer: (key.detach(), value.detach()) for layer, (key, value) in self._pairs.items()}
+
     def _pair(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._pairs:
             batch, heads, _, head_dim = like.shape

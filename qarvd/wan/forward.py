@@ -96,15 +96,8 @@ def predict(
     came = embed(tree, config, latents, timesteps, positions)
     x = came.tokens
     for index, block in enumerate(tree.blocks):
-        for branch in branches(block, config, came, text[index], partial(attend, index)):
-            linears = [block.get_submodule(name) for name in branch.ins]
-            mixed = branch.mix(*apply_linears(branch.enter(x), *linears))
-            x = branch.leave(x, block.get_submodule(branch.out)(mixed))
-
-    head = tree.head
-    m = (head.modulation.to(x) + came.time.unsqueeze(2)).unsqueeze(3).unbind(2)
-    patches = head.head(head.norm(x) * (1 + m[1]) + m[0])
-    return _unpatchify(patches, config, *came.grid)
+        x = through(block, config, came, text[index], partial(attend, index), x)
+    return leave(tree, config, came, x)
 
 
 def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, positions: Tensor) -> Embedded:
@@ -118,6 +111,30 @@ def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, posi
     time = tree.time_embedding(wave)  # [batch * frames, dim]
     shifts = tree.time_projection(time).unflatten(-1, (6, -1)).unflatten(0, (batch, frames))
     return Embedded(x, turn, time.unflatten(0, (batch, frames)), shifts, (rows, columns))
+
+
+def through(
+    block: Any,
+    config: WanConfig,
+    came: Embedded,
+    text: tuple[Tensor, Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:
+    """Run one block on `x` [batch, frames, tokens per frame, dim]."""
+    for branch in branches(block, config, came, text, attend):
+        linears = [block.get_submodule(name) for name in branch.ins]
+        mixed = branch.mix(*apply_linears(branch.enter(x), *linears))
+        x = branch.leave(x, block.get_submodule(branch.out)(mixed))
+    return x
+
+
+def leave(tree: Any, config: WanConfig, came: Embedded, x: Tensor) -> Tensor:
+    """What comes after the blocks: the predicted velocity [batch, channels, frames, height, width]."""
+    head = tree.head
+    m = (head.modulation.to(x) + came.time.unsqueeze(2)).unsqueeze(3).unbind(2)
+    patches = head.head(head.norm(x) * (1 + m[1]) + m[0])
+    return _unpatchify(patches, config, *came.grid)
 
 
 def branches(

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...calibrate.stats import WIDE
 from ...errors import SettingError
 from ...ops.weight import QuantizedWeight
 from ..grid import Grid, assemble, fit_grid, floored, row_error, to_codes
@@ -44,7 +45,7 @@ def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> T
     """GPTQ: codes [rows, in], each column's error made up for by the columns that follow, largest diagonal first."""
     order = hessian.diagonal().argsort(descending=True)
     scale, zero = (t[:, order] for t in grid.per_column(n_outlier, target.shape[1]))
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order])), upper=True)
+    inverse = inverse_factor(hessian[order][:, order])
     rest = target[:, order].clone()
     codes = torch.empty_like(rest)
     for start in range(0, rest.shape[1], BLOCK):
@@ -61,6 +62,12 @@ def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> T
     logical = torch.empty_like(codes)
     logical[:, order] = codes
     return logical
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse, [in, in]; computed in float64 where that does not take gigabytes."""
+    precise = hessian.double() if len(hessian) <= WIDE else hessian
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precise)), upper=True).to(hessian.dtype)
 
 
 def descend(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
@@ -91,7 +98,7 @@ def refit(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier:
     parts = torch.stack([levels, levels])
     parts[0, :, n_outlier:] = 0
     parts[1, :, :n_outlier] = 0
-    moved = parts @ hessian  # [2, rows, in]
+    moved = (parts @ hessian).double()  # [2, rows, in]
     right = (moved * target).sum(2)  # [2, rows]
     if n_outlier:
         a, b, d = (moved[0] * parts[0]).sum(1), (moved[0] * parts[1]).sum(1), (moved[1] * parts[1]).sum(1)
@@ -102,7 +109,7 @@ def refit(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier:
         scale = torch.stack([normal, normal], dim=1)
     # Where codes are all zero, or a step would turn negative, the old one stays.
     fine = torch.isfinite(scale) & (scale > grid.scale / 4) & (scale < grid.scale * 4)
-    fitted = floored(replace(grid, scale=torch.where(fine.all(1, keepdim=True), scale, grid.scale)))
+    fitted = floored(replace(grid, scale=torch.where(fine.all(1, keepdim=True), scale.to(grid.scale), grid.scale)))
     old, new = (row_error(value(codes, g, n_outlier) - target, hessian) for g in (grid, fitted))
     return replace(grid, scale=torch.where((new < old)[:, None], fitted.scale, grid.scale))
 

@@ -38,12 +38,11 @@ class Task:
         The target is asymmetric: on the inputs x that the quantized model feeds it, the layer is to put out what the
         full-precision one puts out on its own inputs (arXiv 2504.02692). Minimising sum w |W x_full - V x|^2 over V is
         minimising (V - T) H (V - T)^T, with H = sum w x x^T, C = sum w (x_full - x) x^T and T = W + W C H^-1. Both are
-        in the dtype of the moments and in logical order; damping draws T towards W, and gives channels that are always
-        zero a say.
+        float32 and in logical order; damping draws T towards W, and gives channels that are always zero a say.
         """
         assert self.stats is not None
         hessian, cross = self.stats.moments(centred=self.free_bias)
         hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-30))
         weight = self.weight.detach().to(hessian.dtype)
         shift = torch.cholesky_solve((weight @ cross).T, torch.linalg.cholesky(hessian)).T
-        return weight + shift, hessian
+        return (weight + shift).float(), hessian.float()

@@ -1,0 +1,151 @@
+"""What calibrating and quantizing Wan2.1-1.3B costs: counted from its shapes, and one block's memory measured here.
+
+The count: floating-point operations, bytes, and minutes on an RTX 3090 by the rates below. The measurement: one block
+of that model with random weights, calibrated on a short clip on this machine; what the process held at its peak beyond
+the block and its two caches (the full model's and the quantized one's). `--smoke` measures a small block instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from qarvd.calibrate.collect import TOKENS
+from qarvd.calibrate.reach import REACHES
+from qarvd.calibrate.rollout import Setting, roll_out
+from qarvd.calibrate.stats import WIDE
+from qarvd.cli.common import text_table
+from qarvd.demo.pace import peak_memory
+from qarvd.quantize.blockwise import quantize_blockwise
+from qarvd.quantize.grid import CLIPS
+from qarvd.quantize.model import linear_groups
+from qarvd.quantize.rounding.gptq import ROUNDS, SWEEPS
+from qarvd.recipe import Recipe
+from qarvd.stream.presets import PRESETS
+from qarvd.wan.config import WanConfig
+from qarvd.wan.tree import WanTree
+
+WAN = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+SIZE, CHUNKS, CHUNK_FRAMES, FRAME_TOKENS = (60, 104), 7, 3, 1560
+CALLS = 5
+"""Of a chunk: four steps and the pass that fills the cache."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates that a card keeps up, in operations a second: half of an RTX 3090's peak, and what a launch takes."""
+
+    half: float = 35e12
+    single: float = 18e12
+    double: float = 0.28e12
+    launch: float = 8e-6
+
+
+def chunk_work(config: WanConfig, chunk: int) -> float:
+    """Operations of one model call in chunk `chunk` (from 0) of a clip without a window."""
+    tokens = CHUNK_FRAMES * FRAME_TOKENS
+    linears = 2 * config.num_layers * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)
+    cross = 4 * config.num_layers * config.dim * config.text_len
+    attention = 4 * config.num_layers * config.dim * tokens * (chunk + 1)
+    return tokens * (linears + cross + attention)
+
+
+def clip_work(config: WanConfig, first: int = 0, end: int = CHUNKS) -> float:
+    """Operations of the chunks from `first` to before `end`."""
+    return CALLS * sum(chunk_work(config, k) for k in range(first, end))
+
+
+def fit_seconds(config: WanConfig, card: Card) -> float:
+    """Fitting all linears: factors of the Hessian, clips, GPTQ, descent; many small launches."""
+    total = 0.0
+    for names in linear_groups(config.num_layers):
+        kind = names[0].split(".", 2)[-1]
+        channels = (
+            config.ffn_dim if kind == "ffn.2" else config.text_dim if names[0] == "text_embedding.0" else config.dim
+        )
+        rows = config.ffn_dim if kind == "ffn.0" else config.dim
+        precise = card.double if channels <= WIDE else card.single
+        factors = 2 * channels**3 + 3 * rows * channels**2
+        passes = len(CLIPS) + SWEEPS * (ROUNDS + 1) + 3 * ROUNDS + 3  # over rows x channels x channels
+        launches = channels * 6 * (1 + SWEEPS * (ROUNDS + 1))
+        seconds = factors / precise + 2 * rows * channels**2 * passes / card.single + launches * card.launch
+        total += len(names) * seconds
+    return total
+
+
+def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: str) -> list[dict[str, object]]:
+    """Each part of a run as a row."""
+    clip = clip_work(config)
+    effects = sum(clip_work(config, k, k + far) for k, far in enumerate(REACHES[reach](CHUNKS)))
+    calls = CHUNKS * CALLS - 1
+    tokens = min(TOKENS, prompts * calls * CHUNK_FRAMES * FRAME_TOKENS)
+    widths = [config.dim] * 4 + [config.dim] + [config.ffn_dim]
+    sums = 4 * tokens * config.num_layers * sum(w**2 for w in widths)
+    states = 3 * prompts * calls * CHUNK_FRAMES * FRAME_TOKENS * config.dim * 2
+    parts = [
+        ("record the clips", prompts * clip, prompts * clip / card.half),
+        (
+            f"measure the chunks' effects on {measured} of them ({reach})",
+            measured * effects,
+            measured * effects / card.half,
+        ),
+        ("walk both states through the blocks", 2.3 * prompts * clip, 2.3 * prompts * clip / card.half),
+        ("sum second moments", sums, sums / card.single),
+        ("fit the linears", None, fit_seconds(config, card)),
+    ]
+    rows: list[dict[str, object]] = [
+        {"part": name, "PFLOP": None if work is None else work / 1e15, "minutes": seconds / 60}
+        for name, work, seconds in parts
+    ]
+    total = sum(seconds for _, _, seconds in parts) / 60
+    return [*rows, {"part": f"all, with {states / 1e9:.0f} GB of states on disk", "PFLOP": None, "minutes": total}]
+
+
+def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, object]:
+    """Peak memory of quantizing one block, in GB; chunks of one latent frame."""
+    preset = PRESETS["causal-forcing-framewise"]
+    setting = Setting(config, preset, size, frames)
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        tree = WanTree(config)
+    tree.to_empty(device="cpu").to(torch.bfloat16)
+    for parameter in tree.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+    text = torch.randn(1, 4, config.text_dim, generator=generator).bfloat16()
+    rollout, _ = roll_out(setting, tree, text, [0])
+    tokens = frames * size[0] * size[1] // 4
+    caches = 2 * 2 * tokens * config.dim * 2
+    states = 3 * sum(call.latents[:, 0].numel() // 4 for call in rollout.calls) * config.dim * 2
+    block = sum(p.numel() for p in tree.blocks[0].parameters()) * 2
+    before = peak_memory()
+    quantize_blockwise(tree, setting, [rollout], [1.0] * frames, Recipe(weight_bits=4))
+    peak = peak_memory()
+    beyond = peak - before - caches - states - block
+    return {
+        "block, GB": block / 1e9,
+        "caches, GB": caches / 1e9,
+        "states, GB": states / 1e9,
+        "beyond, GB": beyond / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--measured", type=int, default=6)
+    parser.add_argument("--reach", choices=REACHES, default="short")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    print(f"{args.prompts} prompts of {CHUNKS} chunks at {SIZE[0]}x{SIZE[1]} latents; an RTX 3090 at {Card()}")
+    print(text_table(minutes(WAN, Card(), args.prompts, args.measured, args.reach)))
+    small = WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=1, text_dim=16, text_len=4, freq_dim=32)
+    one = WanConfig(**{**vars(WAN), "num_layers": 1})
+    print("One block, measured here:")
+    print(text_table([measure(small, (8, 8), 2) if args.smoke else measure(one, SIZE, 2)]))
+
+
+if __name__ == "__main__":
+    main()
