@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+from safetensors import SafetensorError
+
 from .errors import SettingError
 
 
@@ -41,12 +43,18 @@ def put_in_place(part: Path, path: Path, mode: int) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Hand out a temporary path that becomes `path` when the block ends; after an exception nothing has changed.
 
-    Raises SettingError when the folder does not exist or cannot be written to.
+    Raises SettingError, naming the file, when the folder does not exist or cannot be written to, or the disk is full.
     """
     part = part_beside(path)
     try:
         mode = part.stat().st_mode  # what the umask leaves to a new file
         yield part
         put_in_place(part, path, mode)
+    except SafetensorError as error:  # also what safetensors makes of a full disk
+        raise SettingError(f"{path} could not be written: {error}.") from error
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise  # not of this file
+        raise SettingError(f"{path} could not be written: {error.strerror}.") from error
     finally:
         part.unlink(missing_ok=True)

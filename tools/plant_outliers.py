@@ -19,7 +19,7 @@ from torch import Tensor
 from qarvd.checkpoint.model import save
 from qarvd.cli.common import load_model
 
-FACTOR = 8.0
+FACTOR = 4.0
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a full-precision checkpoint of qarvd's, or `demo`")
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--factor", type=float, default=FACTOR, help="a power of two (8)")
+    parser.add_argument("--factor", type=float, default=FACTOR, help="a power of two (4)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     model = load_model(args.model)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import PromptError, SettingError
+from ..errors import CheckpointError, PromptError, SettingError
 from ..stream.sampler import frame_tokens
+from .collect import refusing_overflow
 from .reach import complete, full_reach
 from .rollout import Rollout, Setting, roll_out
 from .weights import FrameWeights, converged
@@ -62,6 +63,12 @@ class Batch:
     rollout: Rollout
     errors: Tensor | None
 
+    @property
+    def finite(self) -> bool:
+        """Whether neither latents nor errors hold NaN or infinity."""
+        tensors = [call.latents for call in self.rollout.calls] + ([] if self.errors is None else [self.errors])
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
 
 def collect(
     setting: Setting,
@@ -81,7 +88,7 @@ def collect(
     While fewer than `most_measured` prompts were measured, and the intervals of the chunks' weights are wider than
     20 %, each chunk's effect is measured too, with the tree `quantized` (None: never), as far as `reach` (None: to the
     end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts)` may end the work early, but
-    not before the first batch.
+    not before the first batch. Raises CheckpointError, naming the layer, where a roll-out becomes NaN or infinite.
     `on_chunk(done, total)` counts batches' chunks; the total is a guess that falls where measuring ends early.
     Returns the roll-outs and the errors [measured, chunks, chunks].
     """
@@ -112,9 +119,28 @@ def collect(
         if batch is None:
             some = embeddings[first : first + at_once]
             seeds = range(seed + first, seed + first + len(some))
-            batch = Batch(*roll_out(setting, full, some, seeds, quantized if measuring else None, reach, count))
+            batch = roll_out_batch(setting, full, quantized if measuring else None, some, seeds, reach, count)
             keep(first, batch)
         rollouts.append(batch.rollout)
         if batch.errors is not None:
             errors = torch.cat([errors, batch.errors])
     return rollouts, errors
+
+
+def roll_out_batch(
+    setting: Setting,
+    full: Any,
+    quantized: Any | None,
+    embeddings: Tensor,
+    seeds: Sequence[int],
+    reach: Sequence[int],
+    on_chunk: Callable[[], object],
+) -> Batch:
+    """Roll out a few prompts. Raises CheckpointError, naming the layer, where that ends in NaN or infinity."""
+    batch = Batch(*roll_out(setting, full, embeddings, seeds, quantized, reach, on_chunk))
+    if not batch.finite:
+        trees = [full] if quantized is None else [full, quantized]
+        with refusing_overflow(*trees):  # once more, since looking at every layer takes time
+            roll_out(setting, full, embeddings, seeds, quantized, reach)
+        raise CheckpointError("Latents became NaN or infinite in calibration, though no layer's output did.")
+    return batch

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .stats import LayerStats
@@ -39,3 +43,27 @@ class Collector:
             )
         stats = LayerStats.of(x, full, torch.full((len(x),), weight, device=x.device), self.generator)
         self.stats = stats if self.stats is None else self.stats + stats
+
+
+@contextmanager
+def refusing_overflow(*trees: nn.Module) -> Iterator[None]:
+    """For as long as the block lasts, the first layer to put out NaN or infinity raises CheckpointError, named."""
+
+    def refuse(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            raise CheckpointError(
+                f"The output of {name} became NaN or infinite in calibration: the checkpoint or the prompts overflow "
+                "there. Stream the full-precision model with the same prompts first."
+            )
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: refuse(name, output))
+        for tree in trees
+        for name, module in tree.named_modules()
+        if not any(module.children())
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -21,7 +21,7 @@ class Spill:
         self.folder, self.count = folder, 0
 
     def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor. Raises SettingError where the disk has no room for it."""
+        """An uninitialised tensor. Raises SettingError, and takes no room, where the disk has none for it."""
         if self.folder is None:
             return torch.empty(tuple(shape), dtype=dtype)
         path = self.folder / f"{self.count}.spill"
@@ -35,4 +35,9 @@ class Spill:
                     file.truncate(size * dtype.itemsize)
             return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(tuple(shape))
         except (OSError, RuntimeError) as error:
-            raise SettingError(f"{path} could not take {size * dtype.itemsize / 1e9:.2f} GB: {error}.") from error
+            path.unlink(missing_ok=True)
+            why = error.strerror if isinstance(error, OSError) else error
+            raise SettingError(
+                f"{path} could not take {size * dtype.itemsize / 1e9:.2f} GB ({why}); make room, or calibrate on fewer "
+                "prompts."
+            ) from error

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
 from ..calibrate.calibration import Calibration
 from ..calibrate.reach import full_reach
 from ..calibrate.rollout import Call, Rollout
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SettingError
 from ..files import replacing
+from ..stream.presets import find_preset
+from ..stream.sampler import spans
+from ..stream.schedule import STEPS
+from .write import save_file
 
 FORMAT = 1
 """Version of the file format."""
@@ -25,7 +28,7 @@ KEY = "qarvd_calibration"
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write statistics as safetensors, to a temporary name first."""
+    """Write statistics as safetensors, to a temporary name first. Raises SettingError where that cannot be done."""
     tensors: dict[str, Tensor] = {"errors": calibration.errors}
     calls = []
     for i, rollout in enumerate(calibration.rollouts):
@@ -44,10 +47,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, {KEY: json.dumps(about)})
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} could not be written: {error}.") from error
+        save_file(tensors, temporary, {KEY: json.dumps(about)})
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -58,37 +58,72 @@ def load_calibration(path: Path) -> Calibration:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from error
     if KEY not in metadata:
         raise CheckpointError(f"{path} holds no calibration statistics; make them with `python -m qarvd calibrate`.")
     try:
         return _assemble(json.loads(metadata[KEY]), tensors)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the statistics are damaged ({error}); calibrate again.") from error
+    except (SettingError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise CheckpointError(f"{path}: these statistics cannot be used ({why}); calibrate again.") from error
 
 
 def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
     if (stored := about["versions"]["format"]) != FORMAT:
         raise ValueError(f"they are of format {stored!r}, this version reads {FORMAT}")
-    height, width = map(int, about["size"])
-    rollouts = []
-    for i, calls in enumerate(about["calls"]):
-        text = tensors[f"rollouts.{i}.text_embeds"]
-        made = tuple(
-            Call(int(chunk), float(timestep), int(start), tensors[f"rollouts.{i}.calls.{j}"])
-            for j, (chunk, timestep, start) in enumerate(calls)
-        )
-        for call in made:
-            if call.latents.ndim != 5 or len(call.latents) != len(text) or call.latents.shape[3:] != (height, width):
-                raise ValueError(f"a call's latents have shape {tuple(call.latents.shape)}")
-            if not torch.isfinite(call.latents).all():
-                raise ValueError("a call's latents are not finite")
-        rollouts.append(Rollout(text, made))
-    errors, reach = tensors["errors"], tuple(map(int, about["reach"]))
-    if errors.ndim != 3 or errors.shape[1:] != (len(reach), len(reach)) or not torch.isfinite(errors).all():
-        raise ValueError(f"the errors, of shape {tuple(errors.shape)}, do not fit or are not finite")
+    size, frames, preset = tuple(map(_whole, about["size"])), _whole(about["frames"]), str(about["preset"])
+    height, width = size
+    reach = tuple(map(_whole, about["reach"]))
+    chunk_frames = find_preset(preset).chunk_frames
+    if not 0 < frames <= chunk_frames * len(reach) < frames + chunk_frames:
+        raise ValueError(f"{frames} frames and a reach of {len(reach)} chunks do not fit together")
     if not all(1 <= far <= most for far, most in zip(reach, full_reach(len(reach)), strict=True)):
         raise ValueError(f"the reach is {reach}")
-    preset, frames = str(about["preset"]), int(about["frames"])
-    return Calibration(str(about["model"]), preset, (height, width), frames, tuple(rollouts), errors, reach)
+    shapes = [(len(span), height, width) for span in spans(frames, chunk_frames)]
+    rollouts = tuple(_rollout(i, calls, tensors, shapes, chunk_frames) for i, calls in enumerate(about["calls"]))
+    prompts = sum(len(rollout.embeddings) for rollout in rollouts)
+    errors = tensors["errors"]
+    if not prompts:
+        raise ValueError("they hold no roll-outs")
+    if errors.ndim != 3 or len(errors) > prompts or errors.shape[1:] != (len(reach), len(reach)):
+        raise ValueError(f"the errors have shape {tuple(errors.shape)}")
+    if not (_finite(errors) and (errors >= 0).all()):
+        raise ValueError("the errors are not finite, or negative")
+    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach)
+
+
+def _rollout(
+    number: int, calls: Any, tensors: dict[str, Tensor], shapes: list[tuple[int, int, int]], chunk_frames: int
+) -> Rollout:
+    """Roll-out `number`, whose chunks are of `shapes` (frames, height, width)."""
+    text = tensors[f"rollouts.{number}.text_embeds"]
+    if text.ndim != 3 or not _finite(text):
+        raise ValueError(f"the text embeddings, of shape {tuple(text.shape)}, are not finite or do not have three axes")
+    made = []
+    for j, (chunk, timestep, start) in enumerate(calls):
+        call = Call(_whole(chunk), float(timestep), _whole(start), tensors[f"rollouts.{number}.calls.{j}"])
+        if not 0 <= call.chunk < len(shapes) or call.start != call.chunk * chunk_frames:
+            raise ValueError(f"a call of chunk {chunk} starts at frame {start}")
+        if not 0 <= call.timestep <= STEPS:
+            raise ValueError(f"a call is at timestep {timestep}")
+        batch, *shape = call.latents.shape[:1] + call.latents.shape[2:]
+        if batch != len(text) or tuple(shape) != shapes[call.chunk] or not call.latents.numel():
+            raise ValueError(f"a call's latents have shape {tuple(call.latents.shape)}")
+        if not _finite(call.latents):
+            raise ValueError("a call's latents are not finite")
+        made.append(call)
+    order = [call.chunk for call in made]
+    if order != sorted(order) or set(order) != set(range(len(shapes))):
+        raise ValueError(f"the calls are of chunks {order}")
+    return Rollout(text, tuple(made))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())

@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
@@ -24,6 +22,7 @@ from ..wan.config import WanConfig
 from ..wan.tree import WanTree
 from .quantized import quantized_names, read_linear, write_linear
 from .read import Contents, read
+from .write import save_file
 
 FORMAT = 1
 """Version of the file format."""
@@ -137,7 +136,7 @@ def state_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def save(model: Model, path: Path) -> None:
-    """Write `model` as safetensors, to a temporary name first."""
+    """Write `model` as safetensors, to a temporary name first. Raises SettingError where that cannot be done."""
     tensors = state_tensors(model)
     about = {
         "preset": model.preset_name,
@@ -155,10 +154,7 @@ def save(model: Model, path: Path) -> None:
         "qarvd": json.dumps(about),
     }
     with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} could not be written: {error}.") from error
+        save_file(tensors, temporary, metadata)
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

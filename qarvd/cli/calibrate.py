@@ -21,6 +21,8 @@ from ..errors import CheckpointError, PromptError, SettingError
 from ..jobs.calibrate import SEED, calibrate, identity, setting_of
 from ..jobs.work import Work
 from ..recipe import RECIPES, Recipe
+from ..stream.sampler import frame_tokens
+from ..wan.forward import pad_text
 from .common import add_model, check_out, load_model, one_tensor, parse_size, pick_device, text_table
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
@@ -66,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     work = open_work(args, model, recipe, clips.about)
     place(model, args.device)
     calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes)
-    save_calibration(calibration, args.out)
-    work.finish()
+    work.finish(lambda path: save_calibration(calibration, path), args.out)
     print_weights(calibration, setting_of(model, clips.size, clips.frames).chunk_sizes)
     print(f"wrote {args.out}: {calibration.prompts} prompts")
 
@@ -95,7 +96,7 @@ def demo_clips(model: Model, prompts_: int, chunks: int) -> Clips:
 
 
 def read_clips(args: argparse.Namespace, model: Model) -> Clips:
-    """The clips that the arguments ask for. Raises PromptError and SettingError for what cannot be calibrated with."""
+    """The clips that the arguments ask for. Raises QarvdErrors for what this model cannot be calibrated with."""
     if args.chunks < 1:
         raise SettingError("--chunks must be at least 1.")
     if args.budget_minutes is not None and not args.budget_minutes > 0:
@@ -114,7 +115,9 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
             f"{args.prompts} holds {len(embeddings)} prompts; calibration needs at least {LEAST_PROMPTS}, and 24 or "
             "more of different kinds do much better."
         )
+    pad_text(model.config, embeddings[:1])
     size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
+    frame_tokens(model.config, *size)
     return Clips(embeddings, size, args.chunks * model.preset.chunk_frames)
 
 
@@ -124,7 +127,7 @@ def read_prompts(path: Path, demo: bool) -> Tensor:
         raise PromptError(f"There is no file {path}.")
     if demo:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise PromptError(f"{path} is not a text file in UTF-8.") from error
         texts = [line.strip() for line in lines if line.strip()]

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..calibrate.calibration import Calibration
 from ..checkpoint.calibration import load_calibration
 from ..checkpoint.model import Model, save
-from ..jobs.quantize import quantize
+from ..errors import SettingError
+from ..jobs.quantize import check_target, quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
@@ -43,7 +44,10 @@ def run(args: argparse.Namespace) -> None:
     recipe = wanted(args)
     check_out(args.out, ".safetensors")
     model = load_model(args.model, args.preset)
+    check_target(model, recipe)
     if not args.data_free and not args.stats and not args.prompts and model.preset_name != "demo":
+        if args.target is not None:
+            raise SettingError("--target weighs what each layer does on prompts; give --prompts or --stats.")
         say(
             "No prompts were given, so weights are rounded to nearest without calibration; --prompts (or --stats) "
             "makes a much better model."
@@ -62,13 +66,29 @@ def run(args: argparse.Namespace) -> None:
 
 
 def wanted(args: argparse.Namespace) -> Recipe:
-    """The recipe with the user's changes."""
+    """The recipe with the user's changes. Raises SettingError for those that exclude each other."""
+    if args.prompts and args.stats:
+        raise SettingError("--prompts and --stats were both given; statistics bring their own prompts, so drop one.")
+    if args.data_free and (data := needing_data(args)):
+        raise SettingError(f"--data-free does without calibration, but {', '.join(data)} needs it; drop one.")
     recipe = replace(RECIPES[args.recipe], symmetric=args.symmetric, target=args.target)
     if args.rounding:
         recipe = replace(recipe, rounding=args.rounding)
     if args.outliers or args.single_scale:
         recipe = replace(recipe, outliers="none" if args.single_scale else args.outliers)
     return recipe.without_data() if args.data_free else recipe
+
+
+def needing_data(args: argparse.Namespace) -> list[str]:
+    """The options given that mean nothing without a calibration."""
+    needing = {
+        "--prompts": args.prompts is not None,
+        "--stats": args.stats is not None,
+        "--target": args.target is not None,
+        f"--rounding {args.rounding}": args.rounding not in (None, "nearest"),
+        f"--outliers {args.outliers}": args.outliers == "search",
+    }
+    return [option for option, given in needing.items() if given]
 
 
 def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[Model, list[LayerReport]]:
@@ -83,8 +103,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         minutes = None if args.budget_minutes is None else CALIBRATION_SHARE * args.budget_minutes
         calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, minutes)
     model, reports = with_bar(model, recipe, calibration, work)
-    save(model, args.out)
-    work.finish()
+    work.finish(lambda path: save(model, path), args.out)
     return model, reports
 
 

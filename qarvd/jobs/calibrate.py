@@ -14,7 +14,7 @@ from torch import Tensor
 from ..calibrate.calibration import Calibration, collect
 from ..calibrate.reach import REACHES
 from ..calibrate.rollout import Setting
-from ..checkpoint.model import Model, checksum, state_tensors
+from ..checkpoint.model import Model, checksum
 from ..errors import CheckpointError, SettingError
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
@@ -25,10 +25,13 @@ SEED = 20_000
 
 
 def identity(model: Model) -> str:
-    """The checksum of a full-precision model. Raises CheckpointError for a quantized one."""
+    """The checksum of a full-precision model, in bfloat16, so that it is the same whatever dtype it computes in.
+
+    Raises CheckpointError for a quantized one.
+    """
     if model.recipe is not None:
         raise CheckpointError("The model is already quantized; start from the full-precision checkpoint.")
-    return checksum(state_tensors(model))
+    return checksum({key: tensor.cpu().bfloat16() for key, tensor in model.tree.state_dict().items()})
 
 
 def setting_of(model: Model, size: tuple[int, int], frames: int) -> Setting:

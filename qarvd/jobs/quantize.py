@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from math import prod
 
 from ..calibrate.calibration import Calibration
+from ..calibrate.rollout import Rollout
 from ..calibrate.spill import Spill
 from ..calibrate.weights import FrameWeights
 from ..checkpoint.model import Model
 from ..errors import SettingError
 from ..quantize.blockwise import Memory, quantize_blockwise
+from ..quantize.budget import Allocation
 from ..quantize.model import LayerReport, quantize_tree
 from ..recipe import Recipe
-from .budget import choose_bits
+from .budget import Choice, choose_bits
 from .calibrate import identity, setting_of
 from .work import Work
 
 IN_MEMORY = 4e9
 """Bytes of calibration states that are kept in memory; more goes to disk, where there is a work folder."""
+CHOICE = "bits"
+"""Name of the note that holds a budget's choice."""
 
 
 def quantize(
@@ -41,38 +46,78 @@ def quantize(
     if calibration is None:
         reports = quantize_tree(model.tree, model.config.num_layers, recipe, on_layer)
     else:
-        if calibration.model != identity(model) or calibration.preset_name != model.preset_name:
-            raise SettingError(
-                f"The statistics are those of another model (or of the preset {calibration.preset_name}); "
-                "calibrate this one."
-            )
+        calibration = fitting(calibration, model)
         setting = setting_of(model, calibration.size, calibration.frames)
         weights = FrameWeights.uniform(setting.chunk_sizes)
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
         choice = None
         if recipe.target is not None:
-            choice = choose_bits(model, setting, calibration.rollouts, weights.values, recipe, on_call)
+            choice = recall_choice(work)
+            if choice is None:
+                choice = choose_bits(model, setting, calibration.rollouts, weights.values, recipe, on_call)
+                keep_choice(choice, work)
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
-        spill = Spill(work.spill() if work is not None and state_bytes(calibration, model) > IN_MEMORY else None)
-        reports = quantize_blockwise(
-            model.tree,
-            setting,
-            calibration.rollouts,
-            weights.values,
-            recipe,
-            None if choice is None else choice.bits,
-            spill=spill,
-            memory=None if work is None else Memory(work.recall_group, work.keep_group),
-            on_layer=on_layer,
-        )
+        on_disk = work is not None and state_bytes(calibration, model) > IN_MEMORY
+        with work.spill() if work is not None and on_disk else nullcontext() as folder:
+            reports = quantize_blockwise(
+                model.tree,
+                setting,
+                calibration.rollouts,
+                weights.values,
+                recipe,
+                None if choice is None else choice.bits,
+                spill=Spill(folder),
+                memory=None if work is None else Memory(work.recall_group, work.keep_group),
+                on_layer=on_layer,
+            )
         if choice is not None:
             reports = [choice.explain(report) for report in reports]
         notes["calibration"] = {"prompts": calibration.prompts, "size": calibration.size, "frames": calibration.frames}
         notes["frame_weights"] = json.loads(weights.to_json())
     notes["layers"] = layer_notes(reports)
     return replace(model, recipe=recipe, notes=notes), reports
+
+
+def check_target(model: Model, recipe: Recipe) -> None:
+    """Raise SettingError, before anything is measured, where the recipe's size cannot be met."""
+    if recipe.target is not None:
+        choose_bits(model, setting_of(model, (1, 1), 1), (), (), recipe)  # without roll-outs only sizes count
+
+
+def fitting(calibration: Calibration, model: Model) -> Calibration:
+    """The statistics in the dtype that `model` computes in. Raises SettingError for those of another model."""
+    if calibration.model != identity(model) or calibration.preset_name != model.preset_name:
+        raise SettingError(
+            f"The statistics are those of another model (or of the preset {calibration.preset_name}); "
+            "calibrate this one."
+        )
+    dtype, rollouts = model.tree.patch_embedding.weight.dtype, []
+    for rollout in calibration.rollouts:
+        if any(call.latents.shape[1] != model.config.in_dim for call in rollout.calls):
+            raise SettingError(f"The statistics are not of latents of {model.config.in_dim} channels; calibrate again.")
+        calls = tuple(replace(call, latents=call.latents.to(dtype)) for call in rollout.calls)
+        rollouts.append(Rollout(rollout.embeddings.to(dtype), calls))
+    return replace(calibration, rollouts=tuple(rollouts))
+
+
+def recall_choice(work: Work | None) -> Choice | None:
+    """The bits that an interrupted run had chosen."""
+    found = None if work is None else work.note(CHOICE)
+    if found is None:
+        return None
+    groups = [(tuple(names), bits, effects) for names, bits, effects in found.pop("groups")]
+    effects = {names: {int(b): error for b, error in effect.items()} for names, _, effect in groups if effect}
+    return Choice(Allocation({names: bits for names, bits, _ in groups}, **found), effects)
+
+
+def keep_choice(choice: Choice, work: Work | None) -> None:
+    """Store the chosen bits."""
+    found = choice.allocation
+    if work is not None:
+        groups = [(names, bits, choice.effects.get(names)) for names, bits in found.bits.items()]
+        work.note(CHOICE, {"groups": groups, "nbytes": found.nbytes, "error": found.error, "bound": found.bound})
 
 
 def state_bytes(calibration: Calibration, model: Model) -> float:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..calibrate.calibration import Batch, Calibration
 from ..checkpoint.calibration import load_calibration, save_calibration
 from ..checkpoint.quantized import quantized_names, read_linear, write_linear
+from ..checkpoint.write import save_file
 from ..errors import CheckpointError, SettingError
 from ..files import replacing
 from ..ops.linear import QuantizedLinear
@@ -26,53 +28,61 @@ from ..quantize.model import LayerReport
 
 ABOUT = "about.json"
 REPORTS = "reports"
+SPILL = "spill"
 
 
 class Work:
-    """Finished parts of one job, each a file that appears whole or not at all."""
+    """Finished parts of one job, each a file that appears whole or not at all; the folder, with the first of them."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], resume: bool) -> None:
-        """Open or make `folder`; `about` says what the job is.
+        """Look into `folder`; `about` says what the job is.
 
         Raises SettingError where it holds finished parts and `resume` is not set, or where they are of another job.
         """
-        self.folder = folder
-        about = json.loads(json.dumps(about))
+        self._folder = folder
+        self._about = about = json.loads(json.dumps(about))
         if (folder / ABOUT).is_file():
             if not resume:
                 raise SettingError(
                     f"{folder} holds what an interrupted run had finished. Go on with it (--resume), or delete it."
                 )
-            try:
-                stored = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise SettingError(f"{folder / ABOUT} is damaged; delete the folder and start again.") from error
+            stored = read_json(folder / ABOUT)
+            if not isinstance(stored, dict):
+                raise SettingError(f"{folder / ABOUT} is damaged; delete the folder and start again.")
             if different := sorted(key for key in {*stored, *about} if stored.get(key) != about.get(key)):
                 raise SettingError(
                     f"{folder} is of another run: {', '.join(different)} differ. Repeat its arguments, or delete it."
                 )
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise SettingError(f"{folder} is a folder with other files in it; name another file to write.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / ABOUT) as temporary:
-            temporary.write_text(json.dumps(about), encoding="utf-8")
+        elif folder.exists() and not (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
+            raise SettingError(f"{folder} is in the way, and not of an interrupted run; name another file to write.")
+        shutil.rmtree(folder / SPILL, ignore_errors=True)  # a killed run's; there may be no room before it is gone
+
+    @property
+    def folder(self) -> Path:
+        """The folder, made when first asked for: a job that is refused at once leaves nothing behind."""
+        self._folder.mkdir(exist_ok=True)
+        if not (self._folder / ABOUT).is_file():
+            write_json(self._folder / ABOUT, self._about)
+        return self._folder
 
     def note(self, name: str, value: Any | None = None) -> Any | None:
         """A decision that must be the same after a resume: the stored one, else `value`, which is stored."""
-        path = self.folder / f"{name}.json"
+        path = self._folder / f"{name}.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         if value is not None:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(value), encoding="utf-8")
+            write_json(self.folder / path.name, value)
         return value
 
     def recall_batch(self, first: int) -> Batch | None:
         """The calibration batch that begins with prompt `first`, where it was finished."""
-        path = self.folder / f"batch-{first:04}.safetensors"
+        path = self._folder / f"batch-{first:04}.safetensors"
         if not path.is_file():
             return None
-        found = load_calibration(path)
+        try:
+            found = load_calibration(path)
+        except CheckpointError as error:
+            raise damaged(path, error) from error
         return Batch(found.rollouts[0], found.errors if len(found.errors) else None)
 
     def keep_batch(self, first: int, batch: Batch, like: Calibration) -> None:
@@ -84,15 +94,18 @@ class Work:
 
     def recall_group(self, names: tuple[str, ...]) -> Results | None:
         """The quantized linears `names`, where they were finished."""
-        path = self.folder / f"{names[0]}.safetensors"
+        path = self._folder / f"{names[0]}.safetensors"
         if not path.is_file():
             return None
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            reports = {r["name"]: report_from(r) for r in json.loads(file.metadata()[REPORTS])}
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                reports = {r["name"]: report_from(r) for r in json.loads(file.metadata()[REPORTS])}
+            weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
+        except (SafetensorError, CheckpointError, OSError, ValueError, TypeError, KeyError) as error:
+            raise damaged(path, error) from error
         if set(reports) != set(names):
-            raise CheckpointError(f"{path} holds {', '.join(reports)}; it is of another run. Delete {self.folder}.")
-        weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
+            raise CheckpointError(f"{path} holds {', '.join(reports)}; it is of another run. Delete {self._folder}.")
         return [
             (QuantizedLinear(weights[name], tensors.get(f"{name}.bias")) if name in weights else None, reports[name])
             for name in names
@@ -110,17 +123,46 @@ class Work:
         with replacing(self.folder / f"{names[0]}.safetensors") as temporary:
             save_file(tensors, temporary, {REPORTS: json.dumps([asdict(report) for _, report in results])})
 
-    def spill(self) -> Path:
-        """An empty folder for tensors that do not fit memory."""
-        folder = self.folder / "spill"
-        shutil.rmtree(folder, ignore_errors=True)
+    @contextmanager
+    def spill(self) -> Iterator[Path]:
+        """An empty folder, for as long as the block lasts, for tensors that do not fit memory."""
+        folder = self.folder / SPILL
         folder.mkdir()
-        return folder
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def finish(self) -> None:
-        """The job's result is written: remove the parts."""
+    def finish(self, write: Callable[[Path], object], path: Path) -> None:
+        """Have the job's result written, put it in its place `path` and remove the parts.
+
+        It is written among them, so that a run that is killed leaves nothing else behind.
+        """
+        result = self.folder / "result"
+        result.mkdir(exist_ok=True)
+        write(result / path.name)
+        os.replace(result / path.name, path)
         with suppress(OSError):
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self._folder)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises SettingError for a damaged file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingError(f"{path} is damaged; delete the folder and start again.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """Of a finished part that cannot be read."""
+    return CheckpointError(f"{path}, a finished part, cannot be read ({error}). Delete it, and it is made again.")
 
 
 def report_from(values: Mapping[str, Any]) -> LayerReport:

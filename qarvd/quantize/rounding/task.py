@@ -13,7 +13,10 @@ from ...ops.codecs import Codec
 from ...ops.split import ChannelSplit
 
 DAMPING = 0.02
-"""Of the mean of the Hessian's diagonal, added to it."""
+"""Share of the Hessian's diagonal that is added to it; unlike a share of its mean, it treats a channel alike whatever
+the scale of its activations."""
+FLOOR = 1e-4
+"""Share of the mean that comes on top, for channels that are always zero."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Task:
         """
         assert self.stats is not None
         hessian, cross = self.stats.moments(centred=self.free_bias)
-        hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-30))
+        diagonal = hessian.diagonal()
+        diagonal += DAMPING * diagonal + FLOOR * diagonal.mean().clamp_min(1e-30)
         weight = self.weight.detach().to(hessian.dtype)
         shift = torch.cholesky_solve((weight @ cross).T, torch.linalg.cholesky(hessian)).T
         return (weight + shift).float(), hessian.float()
