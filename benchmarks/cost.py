@@ -120,10 +120,9 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
     caches = 2 * 2 * tokens * config.dim * 2
     states = 3 * sum(call.latents[:, 0].numel() // 4 for call in rollout.calls) * config.dim * 2
     block = sum(p.numel() for p in tree.blocks[0].parameters()) * 2
-    before = peak_memory()
-    quantize_blockwise(tree, setting, [rollout], [1.0] * frames, Recipe(weight_bits=4))
-    peak = peak_memory()
-    beyond = peak - before - caches - states - block
+    before = peak_memory() or 0
+    quantize_blockwise(tree, setting, [rollout], [[1.0] * CALLS] * frames, Recipe(weight_bits=4))
+    beyond = (peak_memory() or 0) - before - caches - states - block
     return {
         "block, GB": block / 1e9,
         "caches, GB": caches / 1e9,

@@ -22,6 +22,8 @@ class Recipe:
     """Quantize block by block, each against the inputs that the quantized blocks before it give."""
     frame_weights: bool = True
     """Weight each chunk's errors by its measured effect on the final video; else all alike."""
+    call_weights: bool = True
+    """Weight the model calls of a chunk by their measured effects, too."""
     correct_bias: bool = True
     """Move biases so that the mean output stays."""
     target: str | None = None
@@ -38,8 +40,8 @@ class Recipe:
     def without_data(self) -> Recipe:
         """The nearest recipe that needs no calibration."""
         outliers = "none" if self.outliers == "none" else "published"
-        off = {"compensate": False, "frame_weights": False, "correct_bias": False, "target": None}
-        return replace(self, rounding="nearest", outliers=outliers, **off)
+        off = dict.fromkeys(("compensate", "frame_weights", "call_weights", "correct_bias"), False)
+        return replace(self, rounding="nearest", outliers=outliers, target=None, **off)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -71,7 +73,7 @@ class Recipe:
         return cls(**values)
 
 
-FLAGS = ("symmetric", "compensate", "frame_weights", "correct_bias")
+FLAGS = ("symmetric", "compensate", "frame_weights", "call_weights", "correct_bias")
 OUTLIERS = ("published", "search", "none")
 
 RECIPES = {"w8a8": Recipe(weight_bits=8), "w4a8": Recipe(weight_bits=4)}

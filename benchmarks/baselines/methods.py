@@ -151,7 +151,7 @@ def random_split(weights: Any, stats: Any, codec: Any, symmetric: bool) -> Any:
 
 
 groups_search = groups.search_split
-BARE = changed(outliers="none", compensate=False, frame_weights=False, correct_bias=False)
+BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
 
 METHODS: dict[str, Method] = {
     "ours": ours(),
@@ -168,7 +168,8 @@ METHODS: dict[str, Method] = {
     "ours_1_prompt": ours(prompts=1),
     "ours_4_prompts": ours(prompts=4),
     "ours_24_prompts": ours(prompts=24),
-    "without_frame_weights": ours(changed(frame_weights=False)),
+    "without_frame_weights": ours(changed(frame_weights=False, call_weights=False)),
+    "without_call_weights": ours(changed(call_weights=False)),
     "without_compensation": ours(changed(compensate=False)),
     "without_dual_scale": ours(changed(outliers="none")),
     "without_bias_correction": ours(changed(correct_bias=False)),

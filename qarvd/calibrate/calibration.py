@@ -36,13 +36,16 @@ class Calibration:
     """Of `roll_out`, for as many prompts as were measured: float64 [prompts, chunks, chunks]."""
     reach: tuple[int, ...]
     """How many chunks were generated with each one quantized, itself included."""
+    call_errors: Tensor
+    """Of `calls.call_errors`, for fewer prompts: float64 [prompts, measured chunks, calls]."""
 
     def __add__(self, other: Calibration) -> Calibration:
         mine, theirs = ((c.model, c.preset_name, c.size, c.frames, c.reach) for c in (self, other))
         if mine != theirs:
             raise SettingError(f"Statistics of {mine} and {theirs} (model, preset, size, frames, reach) do not add up.")
         errors = torch.cat([self.errors, other.errors])
-        return replace(self, rollouts=self.rollouts + other.rollouts, errors=errors)
+        calls = torch.cat([self.call_errors, other.call_errors])
+        return replace(self, rollouts=self.rollouts + other.rollouts, errors=errors, call_errors=calls)
 
     @property
     def prompts(self) -> int:
@@ -94,7 +97,7 @@ def collect(
     """
     if not len(embeddings):
         raise PromptError("There are no prompts to calibrate with; give at least one, better 24 or more.")
-    at_once = max(1, BATCH_TOKENS // (setting.preset.chunk_frames * frame_tokens(setting.config, *setting.size)))
+    at_once = batch_prompts(setting)
     rollouts: list[Rollout] = []
     chunks = len(setting.spans)
     errors = torch.zeros(0, chunks, chunks, dtype=torch.float64)
@@ -125,6 +128,11 @@ def collect(
         if batch.errors is not None:
             errors = torch.cat([errors, batch.errors])
     return rollouts, errors
+
+
+def batch_prompts(setting: Setting) -> int:
+    """How many prompts are rolled out together."""
+    return max(1, BATCH_TOKENS // (setting.preset.chunk_frames * frame_tokens(setting.config, *setting.size)))
 
 
 def roll_out_batch(

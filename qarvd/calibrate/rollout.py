@@ -23,6 +23,8 @@ class Call:
     """One model call of a roll-out; its input is on the full-precision trajectory."""
 
     chunk: int
+    step: int
+    """Index within the chunk; the last is the pass that fills the cache."""
     timestep: float
     start: int
     """First latent frame."""
@@ -101,7 +103,7 @@ def roll_out(
     calls: list[Call] = []
 
     def record(step: Step) -> None:
-        calls.append(Call(step.chunk, step.timestep, step.start, step.latents))
+        calls.append(Call(step.chunk, step.index, step.timestep, step.start, step.latents))
 
     def generate(
         model: Denoiser, index: int, end: int = len(spans_), on_step: Callable[[Step], None] = lambda step: None

@@ -29,13 +29,13 @@ KEY = "qarvd_calibration"
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write statistics as safetensors, to a temporary name first. Raises SettingError where that cannot be done."""
-    tensors: dict[str, Tensor] = {"errors": calibration.errors}
+    tensors: dict[str, Tensor] = {"errors": calibration.errors, "call_errors": calibration.call_errors}
     calls = []
     for i, rollout in enumerate(calibration.rollouts):
         tensors[f"rollouts.{i}.text_embeds"] = rollout.embeddings
         for j, call in enumerate(rollout.calls):
             tensors[f"rollouts.{i}.calls.{j}"] = call.latents
-        calls.append([[call.chunk, call.timestep, call.start] for call in rollout.calls])
+        calls.append([[call.chunk, call.step, call.timestep, call.start] for call in rollout.calls])
     about = {
         "model": calibration.model,
         "preset": calibration.preset_name,
@@ -90,7 +90,10 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
         raise ValueError(f"the errors have shape {tuple(errors.shape)}")
     if not (_finite(errors) and (errors >= 0).all()):
         raise ValueError("the errors are not finite, or negative")
-    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach)
+    calls = tensors["call_errors"]
+    if calls.ndim != 3 or len(calls) > prompts or not (_finite(calls) and (calls >= 0).all()):
+        raise ValueError(f"the errors of calls, of shape {tuple(calls.shape)}, are not finite, or negative")
+    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach, calls)
 
 
 def _rollout(
@@ -101,8 +104,10 @@ def _rollout(
     if text.ndim != 3 or not _finite(text):
         raise ValueError(f"the text embeddings, of shape {tuple(text.shape)}, are not finite or do not have three axes")
     made = []
-    for j, (chunk, timestep, start) in enumerate(calls):
-        call = Call(_whole(chunk), float(timestep), _whole(start), tensors[f"rollouts.{number}.calls.{j}"])
+    for j, (chunk, step, timestep, start) in enumerate(calls):
+        call = Call(
+            _whole(chunk), _whole(step), float(timestep), _whole(start), tensors[f"rollouts.{number}.calls.{j}"]
+        )
         if not 0 <= call.chunk < len(shapes) or call.start != call.chunk * chunk_frames:
             raise ValueError(f"a call of chunk {chunk} starts at frame {start}")
         if not 0 <= call.timestep <= STEPS:
@@ -113,9 +118,10 @@ def _rollout(
         if not _finite(call.latents):
             raise ValueError("a call's latents are not finite")
         made.append(call)
-    order = [call.chunk for call in made]
-    if order != sorted(order) or set(order) != set(range(len(shapes))):
-        raise ValueError(f"the calls are of chunks {order}")
+    order = [(call.chunk, call.step) for call in made]
+    counts = [sum(call.chunk == k for call in made) for k in range(len(shapes))]
+    if not all(counts) or order != [(k, i) for k, count in enumerate(counts) for i in range(count)]:
+        raise ValueError(f"the calls are of chunks and steps {order}")
     return Rollout(text, tuple(made))
 
 

@@ -42,7 +42,7 @@ def choose_bits(
     model: Model,
     setting: Setting,
     rollouts: Sequence[Rollout],
-    chunk_weights: Sequence[float],
+    weights: Sequence[Sequence[float]],
     recipe: Recipe,
     on_call: Callable[[], object] = lambda: None,
 ) -> Choice:
@@ -61,7 +61,7 @@ def choose_bits(
             raise SettingError(
                 f"All that is not quantized takes {others / 1e6:.2f} MB by itself; {recipe.target} cannot be met."
             )
-    effects = option_errors(model.tree, setting, rollouts, chunk_weights, recipe, on_call=on_call)
+    effects = option_errors(model.tree, setting, rollouts, weights, recipe, on_call=on_call)
     options = {
         names: {
             16: Option(group.wide, 0.0),

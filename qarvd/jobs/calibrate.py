@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..calibrate.calibration import Calibration, collect
+from ..calibrate import calls
+from ..calibrate.calibration import Calibration, batch_prompts, collect
 from ..calibrate.reach import REACHES
 from ..calibrate.rollout import Setting
 from ..checkpoint.model import Model, checksum
@@ -63,12 +65,16 @@ def calibrate(
     if reach not in REACHES:
         raise SettingError(f"There is no reach {reach!r}; choose from {', '.join(REACHES)}.")
     errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), REACHES[reach](chunks)
-    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far)
+    no_calls = calls.nothing_measured(setting)
+    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls)
     quantized: Any = None
     if recipe.frame_weights and chunks > 1:
         quantized = copy.deepcopy(model.tree)
         quantize_tree(quantized, model.config.num_layers, recipe.without_data())
-    weight = model.tree.patch_embedding.weight
+    texts = embeddings.to(model.tree.patch_embedding.weight)
+    at_once = batch_prompts(setting)
+    few = texts[: min(calls.PROMPTS, calls.BATCHES * at_once)].split(at_once) if len(texts) else ()
+    later = calls.generated(setting) * len(few) if quantized is not None and recipe.call_weights else 0
     began = time.monotonic()
     stop = None if work is None else work.note("prompts")
 
@@ -82,17 +88,57 @@ def calibrate(
                     work.note("prompts", stop)
         return stop is not None and prompts >= stop
 
+    done = 0
+
+    def progress(now: int, most: int) -> None:
+        nonlocal done
+        done = now
+        on_chunk(now, most + later)
+
     rollouts, errors = collect(
         setting,
         model.tree,
         quantized,
-        embeddings.to(weight),
+        texts,
         seed,
         most_measured,
         far,
         recall=(lambda first: None) if work is None else work.recall_batch,
         keep=(lambda first, batch: None) if work is None else lambda first, b: work.keep_batch(first, b, nothing),
         enough=enough,
-        on_chunk=on_chunk,
+        on_chunk=progress,
     )
-    return replace(nothing, rollouts=tuple(rollouts), errors=errors)
+    found = replace(nothing, rollouts=tuple(rollouts), errors=errors)
+    if not later:
+        return found
+    measured, numbers = None if work is None else work.note("calls"), count(done + 1)
+    if measured is None:
+        end = done + later
+        errors = measure_calls(setting, model.tree, quantized, few, seed, lambda: on_chunk(next(numbers), end))
+        measured = errors.tolist()
+        if work is not None:
+            work.note("calls", measured)
+    return replace(found, call_errors=torch.tensor(measured, dtype=torch.float64))
+
+
+def measure_calls(
+    setting: Setting,
+    full: Any,
+    quantized: Any,
+    batches: Sequence[Tensor],
+    seed: int,
+    on_chunk: Callable[[], object],
+) -> Tensor:
+    """What quantizing one model call at a time does to the prompts of `batches`, float64 [prompts, chunks, calls].
+
+    Raises CheckpointError where that is not finite.
+    """
+    parts = []
+    for texts in batches:
+        seeds = range(seed, seed + len(texts))
+        parts.append(calls.call_errors(setting, full, quantized, texts, seeds, on_chunk))
+        seed += len(texts)
+    errors = torch.cat(parts)
+    if not torch.isfinite(errors).all():
+        raise CheckpointError("Latents became NaN or infinite where single model calls were quantized.")
+    return errors

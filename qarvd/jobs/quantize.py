@@ -8,8 +8,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from math import prod
 
+from torch import Tensor
+
 from ..calibrate.calibration import Calibration
-from ..calibrate.rollout import Rollout
+from ..calibrate.calls import call_shares, calls_of, nothing_measured
+from ..calibrate.rollout import Rollout, Setting
 from ..calibrate.spill import Spill
 from ..calibrate.weights import FrameWeights
 from ..checkpoint.model import Model
@@ -51,11 +54,12 @@ def quantize(
         weights = FrameWeights.uniform(setting.chunk_sizes)
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
+        table = call_table(setting, weights, calibration.call_errors if recipe.call_weights else None)
         choice = None
         if recipe.target is not None:
             choice = recall_choice(work)
             if choice is None:
-                choice = choose_bits(model, setting, calibration.rollouts, weights.values, recipe, on_call)
+                choice = choose_bits(model, setting, calibration.rollouts, table, recipe, on_call)
                 keep_choice(choice, work)
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
@@ -65,7 +69,7 @@ def quantize(
                 model.tree,
                 setting,
                 calibration.rollouts,
-                weights.values,
+                table,
                 recipe,
                 None if choice is None else choice.bits,
                 spill=Spill(folder),
@@ -76,8 +80,15 @@ def quantize(
             reports = [choice.explain(report) for report in reports]
         notes["calibration"] = {"prompts": calibration.prompts, "size": calibration.size, "frames": calibration.frames}
         notes["frame_weights"] = json.loads(weights.to_json())
+        notes["call_weights"] = table
     notes["layers"] = layer_notes(reports)
     return replace(model, recipe=recipe, notes=notes), reports
+
+
+def call_table(setting: Setting, weights: FrameWeights, errors: Tensor | None) -> list[list[float]]:
+    """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it."""
+    shares = call_shares(nothing_measured(setting) if errors is None else errors, calls_of(setting))
+    return [[weight * share for share in row] for weight, row in zip(weights.values, shares, strict=True)]
 
 
 def check_target(model: Model, recipe: Recipe) -> None:

@@ -55,7 +55,7 @@ def quantize_blockwise(
     tree: nn.Module,
     setting: Setting,
     rollouts: Sequence[Rollout],
-    chunk_weights: Sequence[float],
+    weights: Sequence[Sequence[float]],
     recipe: Recipe,
     bits: Mapping[str, int] | None = None,
     spill: Spill | None = None,
@@ -64,13 +64,13 @@ def quantize_blockwise(
 ) -> list[LayerReport]:
     """Replace the tree's linears by quantized ones, in place.
 
-    `chunk_weights` [chunks] weigh the errors of each chunk; `bits` (4, 8 or 16) by name of linear stand in for the
-    recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and CheckpointError, naming the layer,
-    where inputs are NaN or infinite.
+    `weights` [chunks][calls] weigh the errors of each model call; `bits` (4, 8 or 16) by name of linear stand in for
+    the recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and CheckpointError, naming the
+    layer, where inputs are NaN or infinite.
     """
     config = setting.config
     check_recipe(recipe, config.num_layers)
-    walk = _Walk(tree, setting, chunk_weights, recipe, bits or {}, memory or Memory(), on_layer)
+    walk = _Walk(tree, setting, weights, recipe, bits or {}, memory or Memory(), on_layer)
     spill = spill or Spill(None)
     order = list(linear_groups(config.num_layers))
     for group in order:
@@ -92,13 +92,13 @@ class _Walk:
         self,
         tree: Any,
         setting: Setting,
-        chunk_weights: Sequence[float],
+        weights: Sequence[Sequence[float]],
         recipe: Recipe,
         bits: Mapping[str, int],
         memory: Memory,
         on_layer: Callable[[str], object],
     ) -> None:
-        self.tree, self.setting, self.chunk_weights = tree, setting, chunk_weights
+        self.tree, self.setting, self.weights = tree, setting, weights
         self.recipe, self.bits, self.memory, self.on_layer = recipe, bits, memory, on_layer
         self.device = tree.patch_embedding.weight.device
         self.reports: list[LayerReport] = []
@@ -204,7 +204,7 @@ class _Walk:
             return list(found)[which]
 
         def weight(call: Call) -> float:
-            return self.chunk_weights[call.chunk]
+            return self.weights[call.chunk][call.step]
 
         def gather(collector: Collector) -> None:
             for t, track in enumerate(tracks):

@@ -34,7 +34,7 @@ def option_errors(
     tree: Any,
     setting: Setting,
     rollouts: Sequence[Rollout],
-    chunk_weights: Sequence[float],
+    weights: Sequence[Sequence[float]],
     recipe: Recipe,
     options: Sequence[int] = (4, 8),
     on_call: Callable[[], object] = lambda: None,
@@ -54,7 +54,7 @@ def option_errors(
             replay = _Replay(tree, setting, rollout)
             for call in rollout.calls:
                 inputs = replay.forward(call)
-                weight = chunk_weights[call.chunk] * setting.preset.schedule.sigma(call.timestep) ** 2
+                weight = weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2
                 if id(call) in chosen and weight:
                     replay.backward(call, inputs, generator)
                     for (names, bits), dot in dots.items():

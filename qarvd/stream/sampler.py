@@ -142,7 +142,7 @@ def call(
     step: int,
     timestep: float,
     start: int,
-    on_step: Callable[[Step], None],
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> Tensor:
     """Call the model once: its prediction of the clean chunk."""
     velocity = denoiser.velocity(latents, timestep, start)

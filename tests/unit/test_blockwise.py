@@ -23,6 +23,7 @@ from .conftest import CONFIG, tiny_model
 
 PRESET = replace(PRESETS["self-forcing"], window=6, sink=1, sink_follows=True, chunk_frames=2)
 SETTING = Setting(CONFIG, PRESET, (8, 8), 6)
+CALLS = 5
 EVEN = [1.0, 1.0, 1.0]
 W4A8 = RECIPES["w4a8"]
 ALL = tuple(name for group in linear_groups(CONFIG.num_layers) for name in group)
@@ -38,7 +39,7 @@ def quantized(
     rollouts: Sequence[Rollout], recipe: Recipe = W4A8, weights: Sequence[float] = EVEN, **options: object
 ) -> tuple[Model, list[LayerReport]]:
     model = tiny_model()
-    reports = quantize_blockwise(model.tree, SETTING, rollouts, weights, recipe, **options)  # type: ignore[arg-type]
+    reports = quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in weights], recipe, **options)  # type: ignore[arg-type]
     return model, reports
 
 
@@ -120,4 +121,4 @@ def test_inputs_that_overflow_name_the_layer(rollouts: list[Rollout]) -> None:
     assert isinstance(norm, nn.LayerNorm)
     norm.bias[3] = torch.inf
     with pytest.raises(CheckpointError, match=r"inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
-        quantize_blockwise(model.tree, SETTING, rollouts, EVEN, W4A8)
+        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], W4A8)

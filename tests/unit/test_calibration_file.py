@@ -51,12 +51,12 @@ def stored(made: Calibration, tmp_path: Path) -> Path:
 
 def contents(calibration: Calibration) -> tuple[dict[str, Tensor], object]:
     """All that there is to it: tensors, and the rest."""
-    tensors, calls = {"errors": calibration.errors}, []
+    tensors, calls = {"errors": calibration.errors, "call_errors": calibration.call_errors}, []
     for i, rollout in enumerate(calibration.rollouts):
         tensors[f"{i}"] = rollout.embeddings
         for j, call in enumerate(rollout.calls):
             tensors[f"{i}.{j}"] = call.latents
-            calls.append((i, j, call.chunk, call.timestep, call.start))
+            calls.append((i, j, call.chunk, call.step, call.timestep, call.start))
     c = calibration
     return tensors, (c.model, c.preset_name, c.size, c.frames, c.reach, calls)
 
@@ -191,17 +191,19 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "negative chunk": (lambda a, t: call(a, 0, -1), "call of chunk -1"),
     "chunk too large": (lambda a, t: call(a, 0, 2), "call of chunk 2"),
     "chunk in between": (lambda a, t: call(a, 0, 0.5), "0.5 is not a whole number"),
-    "negative start": (lambda a, t: call(a, 2, -3), "starts at frame -3"),
-    "start too large": (lambda a, t: call(a, 2, 10**12), "starts at frame 1000000000000"),
-    "start off the chunk": (lambda a, t: call(a, 2, 1), "starts at frame 1"),
-    "negative timestep": (lambda a, t: call(a, 1, -1.0), "timestep -1"),
-    "timestep too large": (lambda a, t: call(a, 1, 1000.5), "timestep 1000.5"),
-    "timestep NaN": (lambda a, t: call(a, 1, float("nan")), "timestep nan"),
+    "negative start": (lambda a, t: call(a, 3, -3), "starts at frame -3"),
+    "start too large": (lambda a, t: call(a, 3, 10**12), "starts at frame 1000000000000"),
+    "start off the chunk": (lambda a, t: call(a, 3, 1), "starts at frame 1"),
+    "negative timestep": (lambda a, t: call(a, 2, -1.0), "timestep -1"),
+    "timestep too large": (lambda a, t: call(a, 2, 1000.5), "timestep 1000.5"),
+    "timestep NaN": (lambda a, t: call(a, 2, float("nan")), "timestep nan"),
+    "negative step": (lambda a, t: call(a, 1, -1), "of chunks and steps"),
+    "step twice": (lambda a, t: call(a, 1, 1), "of chunks and steps"),
     "chunk left out": (without_calls_of(1), "calls are of chunks"),
     "chunks out of order": (
         lambda a, t: (
             call(a, 0, 1),
-            call(a, 2, 3),
+            call(a, 3, 3),
             t.update({"rollouts.0.calls.0": t["rollouts.0.calls.0"][:, :, :2].clone()}),
         ),
         "calls are of chunks",
@@ -209,6 +211,8 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "texts missing": (lambda a, t: t.pop(TEXT), f"'{TEXT}' is missing"),
     "latents missing": (lambda a, t: t.pop(CALL), f"'{CALL}' is missing"),
     "errors missing": (lambda a, t: t.pop("errors"), "'errors' is missing"),
+    "errors of calls missing": (lambda a, t: t.pop("call_errors"), "'call_errors' is missing"),
+    "negative errors of calls": (lambda a, t: fill(t, "call_errors", -1.0), "errors of calls"),
     "NaN in latents": (lambda a, t: fill(t, CALL, torch.nan), "latents are not finite"),
     "infinite text": (lambda a, t: fill(t, TEXT, torch.inf), "text embeddings"),
     "NaN in errors": (lambda a, t: fill(t, "errors", torch.nan), "errors are not finite"),

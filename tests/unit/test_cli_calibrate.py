@@ -275,7 +275,7 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "save_calibration", stopped)
         assert main([str(a) for a in command]) == 130
-    assert sorted(path.name for path in work.glob("*.*")) == ["about.json", "batch-0000.safetensors"]
+    assert sorted(path.name for path in work.glob("*.*")) == ["about.json", "batch-0000.safetensors", "calls.json"]
     assert "what an interrupted run had finished. Go on with it (--resume), or delete it" in refused(*command)
     for more, different in (
         (("--seed", 1), "seed"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qarvd.calibrate.calibration import Calibration
+from qarvd.calibrate.calls import nothing_measured
 from qarvd.calibrate.reach import full_reach
 from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.checkpoint.model import Model, load, save
@@ -28,7 +29,7 @@ from .conftest import CONFIG, tiny_model
 
 SETTING = Setting(CONFIG, PRESETS["self-forcing"], (4, 4), 6)
 PROMPTS = 24
-WEIGHTS = (1.5, 0.5)
+WEIGHTS = ((1.5,) * 5, (0.5,) * 5)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_effect_of_a_layer_is_that_of_swapping_it_in(group: tuple[str, ...],
     expected, got = (clean_latents(tree, full, rollout) for tree in (full, swapped))
     for call, a, b in zip(rollout.calls, expected, got, strict=True):
         if call is not rollout.calls[4]:  # the call that writes the cache predicts nothing that is kept
-            due += WEIGHTS[call.chunk] * float((a - b).double().square().flatten(1).sum(1).mean())
+            due += WEIGHTS[call.chunk][call.step] * float((a - b).double().square().flatten(1).sum(1).mean())
     assert found[group][4] == pytest.approx(due, rel=0.5)
 
 
@@ -75,9 +76,8 @@ def test_more_bits_have_less_effect_everywhere(rollout: Rollout) -> None:
 
 def calibration_of(model: Model, rollout: Rollout) -> Calibration:
     errors = torch.rand(8, 2, 2, generator=torch.Generator().manual_seed(0)).double().triu()
-    return Calibration(
-        identity(model), model.preset_name, SETTING.size, SETTING.frames, (rollout,), errors, full_reach(2)
-    )
+    about = (identity(model), model.preset_name, SETTING.size, SETTING.frames)
+    return Calibration(*about, (rollout,), errors, full_reach(2), nothing_measured(SETTING))
 
 
 @pytest.mark.parametrize("target", ["250KB", "300KB", "6 bits", "9.5 bits"])

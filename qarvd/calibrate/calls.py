@@ -1,0 +1,127 @@
+"""How much of a chunk's effect on the final video each of its model calls has.
+
+The first denoising steps are renoised away: on the demo model the first step's error leaves no trace and the last step
+and the pass that fills the cache have nearly all of the effect. What is fitted should weigh its inputs accordingly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..stream.noise import from_seeds, from_tensors
+from ..stream.sampler import Denoiser, call
+from ..wan.forward import encode_text
+from .rollout import Setting
+
+CHUNKS = 3
+"""Chunks whose calls are measured, one by one; later ones are like the last of them."""
+FOLLOWED = 2
+"""Chunks that are generated with one call quantized, its own included."""
+PROMPTS, BATCHES = 8, 2
+"""Prompts, or batches of them, that are enough: shares are sums over whole clips, and differ little."""
+LEAST = 0.01
+"""Share, of an equal one, that a call without effect keeps."""
+
+
+@torch.no_grad()
+def call_errors(
+    setting: Setting,
+    full: Any,
+    quantized: Any,
+    embeddings: Tensor,
+    seeds: Sequence[int],
+    on_chunk: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """What quantizing one model call at a time does: float64 [prompts, measured chunks, calls].
+
+    Entry [b, k, i] is the mean squared error in the latents of chunk k and the next one when the tree `quantized` makes
+    call i of chunk k, the last being the pass that fills the cache, and `full` all others, from the same noise.
+    `embeddings` [prompts, tokens, text_dim]. `generated(setting)` chunks are generated, `on_chunk` hears of each.
+    """
+    schedule, spans = setting.preset.schedule, setting.spans[: CHUNKS + FOLLOWED - 1]
+    draw = from_seeds(seeds, embeddings.device, embeddings.dtype)
+    noise, fresh = [], []
+    for index, span in enumerate(spans):
+        shape = (len(seeds), setting.config.in_dim, len(span), *setting.size)
+        noise.append(draw(shape))
+        fresh.append([draw(shape) for _ in schedule.of_chunk(index)[1:]])
+    text, other_text = (encode_text(tree, setting.config, embeddings) for tree in (full, quantized))
+    cache = setting.cache()
+
+    def generate(index: int, changed: int | None = None) -> Tensor:
+        """Chunk `index` with call `changed` quantized, its cache pass included."""
+        main = Denoiser(full, setting.config, text, cache)
+        other = replace(main, tree=quantized, text=other_text)
+        x, start, source = noise[index], spans[index].start, from_tensors(fresh[index])
+        steps = schedule.of_chunk(index)
+        for step, timestep in enumerate(steps):
+            if step:
+                sigma = schedule.sigma(timestep)
+                x = ((1 - sigma) * x.float() + sigma * source(x.shape).float()).to(x.dtype)
+            x = call(other if step == changed else main, schedule, x, index, step, timestep, start)
+        writer = other if changed == len(steps) else main
+        call(writer, schedule, x, index, len(steps), schedule.context_noise, start)
+        on_chunk()
+        return x
+
+    rows, states, clean = [], [], []
+    for index in range(len(spans)):
+        states.append(copy.deepcopy(cache))
+        clean.append(generate(index))
+    for k in range(min(CHUNKS, len(spans))):
+        row = []
+        for changed in range(len(schedule.of_chunk(k)) + 1):
+            cache = copy.deepcopy(states[k])
+            followed = range(k, min(k + FOLLOWED, len(spans)))
+            branch = [generate(j, changed if j == k else None) for j in followed]
+            pairs = zip(branch, clean[k:], strict=False)
+            errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]
+            row.append(torch.stack(errors).mean(0).cpu())
+        rows.append(row)
+    found = nothing_measured(setting).new_zeros(len(seeds), *nothing_measured(setting).shape[1:])
+    for k, row in enumerate(rows):
+        found[:, k, : len(row)] = torch.stack(row, 1)
+    return found
+
+
+def calls_of(setting: Setting) -> list[int]:
+    """Model calls of each chunk, the pass that fills the cache included."""
+    return [len(setting.preset.schedule.of_chunk(k)) + 1 for k in range(len(setting.spans))]
+
+
+def nothing_measured(setting: Setting) -> Tensor:
+    """The errors of no prompts: float64 [0, measured chunks, calls]."""
+    calls = calls_of(setting)[:CHUNKS]
+    return torch.zeros(0, len(calls), max(calls), dtype=torch.float64)
+
+
+def generated(setting: Setting) -> int:
+    """How many chunks `call_errors` generates for a batch."""
+    chunks = len(setting.spans)
+    branches = (n * min(FOLLOWED, chunks - k) for k, n in enumerate(calls_of(setting)[:CHUNKS]))
+    return min(chunks, CHUNKS + FOLLOWED - 1) + sum(branches)
+
+
+def call_shares(errors: Tensor, calls: Sequence[int]) -> list[list[float]]:
+    """Weight of each call of each chunk, of mean 1 over a chunk; `calls` [chunks] is how many a chunk has.
+
+    `errors` as from `call_errors`; without any, all calls weigh alike.
+    """
+    if not len(errors):
+        return [[1.0] * n for n in calls]
+    means = errors.double().mean(0)
+    shares = []
+    for k, n in enumerate(calls):
+        row = means[min(k, len(means) - 1)][:n]
+        if len(row) < n or not row.sum() > 0:
+            shares.append([1.0] * n)
+            continue
+        row = (row / row.mean()).clamp_min(LEAST)
+        shares.append((row / row.mean()).tolist())
+    return shares

@@ -1,0 +1,87 @@
+"""The effect of a model call is what a run with this call alone quantized shows; calls share a chunk's weight by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qarvd.calibrate.calls import LEAST, call_errors, call_shares, calls_of, generated, nothing_measured
+from qarvd.calibrate.rollout import Setting
+from qarvd.checkpoint.model import Model
+from qarvd.quantize.model import quantize_tree
+from qarvd.recipe import RECIPES
+from qarvd.stream.noise import from_seeds
+from qarvd.stream.presets import PRESETS
+from qarvd.stream.sampler import Denoiser, call
+from qarvd.wan.forward import encode_text
+
+from .conftest import CONFIG, tiny_model
+
+SETTING = Setting(CONFIG, replace(PRESETS["self-forcing"], chunk_frames=2), (4, 4), 10)
+
+
+@pytest.fixture(scope="module")
+def quantized() -> nn.Module:
+    model = tiny_model()
+    quantize_tree(model.tree, model.config.num_layers, RECIPES["w4a8"].without_data())
+    return model.tree
+
+
+def whole_run(full: nn.Module, other: nn.Module, text: Tensor, changed: tuple[int, int] | None) -> list[Tensor]:
+    """All chunks, with call `changed` (chunk, step) made by `other`; noise in the order of calibration."""
+    schedule, draw, cache = SETTING.preset.schedule, from_seeds([7]), SETTING.cache()
+    noise, fresh = [], []
+    for index, span in enumerate(SETTING.spans):
+        shape = (1, CONFIG.in_dim, len(span), *SETTING.size)
+        noise.append(draw(shape))
+        fresh.append([draw(shape) for _ in schedule.of_chunk(index)[1:]])
+    chunks = []
+    with torch.no_grad():
+        trees = {tree: Denoiser(tree, CONFIG, encode_text(tree, CONFIG, text), cache) for tree in (full, other)}
+        for index, span in enumerate(SETTING.spans):
+            x, steps = noise[index], [*schedule.of_chunk(index), schedule.context_noise]
+            for step, timestep in enumerate(steps):
+                if 0 < step < len(steps) - 1:
+                    sigma = schedule.sigma(timestep)
+                    x = (1 - sigma) * x + sigma * fresh[index][step - 1]
+                denoiser = trees[other if (index, step) == changed else full]
+                clean = call(denoiser, schedule, x, index, step, timestep, span.start)
+                x = x if step == len(steps) - 1 else clean
+            chunks.append(x)
+    return chunks
+
+
+def test_the_effect_of_a_call_is_that_of_a_run_with_it_alone_quantized(
+    shared_model: Model, quantized: nn.Module, embeddings: Tensor
+) -> None:
+    seen: list[int] = []
+    found = call_errors(SETTING, shared_model.tree, quantized, embeddings, [7], lambda: seen.append(1))
+    assert found.shape == (1, *nothing_measured(SETTING).shape[1:]) == (1, 3, 5)
+    assert len(seen) == generated(SETTING)
+    clean = whole_run(shared_model.tree, quantized, embeddings, None)
+    for k, i in ((0, 0), (0, 4), (1, 3), (2, 4), (2, 1)):
+        other = whole_run(shared_model.tree, quantized, embeddings, (k, i))
+        due = torch.stack([(a - b).double().square().mean() for a, b in zip(other, clean, strict=True)])[k : k + 2]
+        assert float(found[0, k, i]) == pytest.approx(float(due.mean()), rel=1e-3)
+
+
+def test_shares_average_one_in_every_chunk_and_later_chunks_are_like_the_last_measured() -> None:
+    errors = torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    shares = call_shares(errors, [5] * 6)
+    assert all(sum(row) == pytest.approx(5) for row in shares)
+    assert shares[2] == shares[3] == shares[5] != shares[1]
+    assert shares[0] == pytest.approx((errors.mean(0)[0] / errors.mean(0)[0].mean()).tolist())
+
+
+def test_a_call_without_effect_keeps_a_little_weight() -> None:
+    errors = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]).double()
+    (row,) = call_shares(errors, [4])
+    assert row[0] == pytest.approx(LEAST, rel=0.05) and sum(row) == pytest.approx(4)
+
+
+def test_without_measurements_all_calls_weigh_alike() -> None:
+    assert call_shares(nothing_measured(SETTING), calls_of(SETTING)) == [[1.0] * 5] * 5
+    assert call_shares(torch.zeros(2, 3, 5).double(), [5, 5]) == [[1.0] * 5] * 2
