@@ -13,7 +13,8 @@ from ..calibrate.calibration import Calibration
 from ..checkpoint.calibration import load_calibration
 from ..checkpoint.model import Model, save
 from ..errors import SettingError
-from ..jobs.quantize import check_target, quantize
+from ..jobs.budget import check_target
+from ..jobs.quantize import quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING

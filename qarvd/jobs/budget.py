@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..calibrate.rollout import Rollout, Setting
@@ -10,7 +10,7 @@ from ..checkpoint.model import Model
 from ..errors import SettingError
 from ..quantize.budget import Allocation, Option, allocate, parse_target
 from ..quantize.effect import option_errors
-from ..quantize.model import LayerReport, linear_groups
+from ..quantize.model import LayerReport, linear_groups, reason_to_keep
 from ..recipe import Recipe
 
 HEADER = 16_000
@@ -47,6 +47,23 @@ def choose_bits(
     on_call: Callable[[], object] = lambda: None,
 ) -> Choice:
     """Measure what 4 and 8 bits do to every group, and choose. Raises SettingError for a size that cannot be met."""
+    effects = option_errors(model.tree, setting, rollouts, weights, recipe, on_call=on_call)
+    return Choice(allocate(*_options(model, recipe, effects)), effects)
+
+
+def check_target(model: Model, recipe: Recipe) -> None:
+    """Raise SettingError, before anything is measured, where the recipe has a target that cannot be met."""
+    if recipe.target is None:
+        return
+    kinds = {names: model.tree.get_parameter(f"{names[0]}.weight") for names in linear_groups(model.config.num_layers)}
+    free = {names for names, weight in kinds.items() if not reason_to_keep(names, weight.shape[1], recipe)}
+    allocate(*_options(model, recipe, {names: {4: 0.0, 8: 0.0} for names in free}))
+
+
+def _options(
+    model: Model, recipe: Recipe, effects: Mapping[Names, Mapping[int, float]]
+) -> tuple[dict[Names, dict[int, Option]], float]:
+    """What every group of linears could be, and the bytes there are for all of them."""
     assert recipe.target is not None
     target = parse_target(recipe.target)
     groups = {names: _Group.of(model, names) for names in linear_groups(model.config.num_layers)}
@@ -55,13 +72,14 @@ def choose_bits(
     else:
         stored = sum(p.numel() * model.dtypes[key].itemsize for key, p in model.tree.named_parameters())
         others = stored - sum(group.wide for group in groups.values())
+        others += HEADER + HEADER_PER_LINEAR * sum(map(len, groups))
         assert target.bytes is not None
-        capacity = target.bytes - others - HEADER - HEADER_PER_LINEAR * sum(map(len, groups))
+        capacity = target.bytes - others
         if capacity <= 0:
             raise SettingError(
-                f"All that is not quantized takes {others / 1e6:.2f} MB by itself; {recipe.target} cannot be met."
+                f"What is not quantized, and the file's header, take {others / 1e6:.2f} MB by themselves; "
+                f"{recipe.target} cannot be met."
             )
-    effects = option_errors(model.tree, setting, rollouts, weights, recipe, on_call=on_call)
     options = {
         names: {
             16: Option(group.wide, 0.0),
@@ -69,7 +87,7 @@ def choose_bits(
         }
         for names, group in groups.items()
     }
-    return Choice(allocate(options, capacity), effects)
+    return options, capacity
 
 
 @dataclass(frozen=True)

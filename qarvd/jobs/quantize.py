@@ -91,12 +91,6 @@ def call_table(setting: Setting, weights: FrameWeights, errors: Tensor | None) -
     return [[weight * share for share in row] for weight, row in zip(weights.values, shares, strict=True)]
 
 
-def check_target(model: Model, recipe: Recipe) -> None:
-    """Raise SettingError, before anything is measured, where the recipe's size cannot be met."""
-    if recipe.target is not None:
-        choose_bits(model, setting_of(model, (1, 1), 1), (), (), recipe)  # without roll-outs only sizes count
-
-
 def fitting(calibration: Calibration, model: Model) -> Calibration:
     """The statistics in the dtype that `model` computes in. Raises SettingError for those of another model."""
     if calibration.model != identity(model) or calibration.preset_name != model.preset_name:
