@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qarvd.calibrate.calls import BATCHES, FOLLOWED
+from qarvd.calibrate.calls import CHUNKS as FIRST
 from qarvd.calibrate.collect import TOKENS
 from qarvd.calibrate.reach import REACHES
 from qarvd.calibrate.rollout import Setting, roll_out
@@ -79,6 +81,8 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
     """Each part of a run as a row."""
     clip = clip_work(config)
     effects = sum(clip_work(config, k, k + far) for k, far in enumerate(REACHES[reach](CHUNKS)))
+    singles = clip_work(config, 0, FIRST + FOLLOWED - 1)
+    singles = BATCHES * (singles + sum(CALLS * clip_work(config, k, k + FOLLOWED) for k in range(FIRST)))
     calls = CHUNKS * CALLS - 1
     tokens = min(TOKENS, prompts * calls * CHUNK_FRAMES * FRAME_TOKENS)
     widths = [config.dim] * 4 + [config.dim] + [config.ffn_dim]
@@ -91,6 +95,7 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
             measured * effects,
             measured * effects / card.half,
         ),
+        (f"measure the calls' effects on {BATCHES} of them", singles, singles / card.half),
         ("walk both states through the blocks", 2.3 * prompts * clip, 2.3 * prompts * clip / card.half),
         ("sum second moments", sums, sums / card.single),
         ("fit the linears", None, fit_seconds(config, card)),
@@ -134,7 +139,7 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=10)
-    parser.add_argument("--measured", type=int, default=6)
+    parser.add_argument("--measured", type=int, default=5)
     parser.add_argument("--reach", choices=REACHES, default="short")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
