@@ -1,0 +1,90 @@
+"""What quality is compared with does what its name says; figures are means with honest intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from baselines.fake import FakeLinear, dynamic
+from baselines.figures import compare, entry, interval, resample
+from baselines.methods import METHODS, random_split
+from baselines.rotation import rotation
+from baselines.smoothquant import smoothness
+from quality import MODELS, runs
+
+from qarvd.calibrate.stats import LayerStats
+from qarvd.ops.codecs import CODECS
+from qarvd.ops.linear import QuantizedLinear
+from qarvd.ops.split import ChannelSplit
+from qarvd.quantize.rounding import ROUNDING, Task
+
+
+@pytest.mark.parametrize("outliers", [0, 32, 96])
+def test_a_rotation_keeps_lengths_and_stays_within_its_range(outliers: int) -> None:
+    split = ChannelSplit(256, tuple(range(5, 5 + outliers)))
+    turn = rotation(split)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(256), rtol=0, atol=1e-5)
+    chosen, others = split.order[:outliers], split.order[outliers:]
+    assert not turn[chosen[:, None], others].any()
+    if not outliers:
+        assert turn.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256
+
+
+def test_smoothing_alone_changes_nothing_and_evens_out_the_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 30, 64, generator=generator) * torch.logspace(-1, 1, 64)
+    weight = torch.randn(16, 64, generator=generator)
+    factor = smoothness(x, [weight])
+    smoothed = FakeLinear(weight * factor, None, lambda x: x, torch.diag(1 / factor))(x)
+    torch.testing.assert_close(smoothed, F.linear(x, weight), rtol=1e-4, atol=1e-4)
+    before, after = (t.abs().amax((0, 1)) for t in (x, x / factor))
+    assert after.max() / after.min() < 0.2 * before.max() / before.min()
+
+
+@pytest.mark.parametrize("outliers", [0, 32])
+def test_simulated_activations_are_those_of_the_runtime(outliers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    split = ChannelSplit(96, tuple(range(3, 3 + outliers)))
+    weight = ROUNDING["nearest"](Task(torch.randn(24, 96, generator=generator), split, CODECS["int8"]))
+    x = torch.randn(2, 7, 96, generator=generator)
+    real = QuantizedLinear(weight, None)(x)
+    torch.testing.assert_close(FakeLinear(weight.dequantize(), None, dynamic(split))(x), real, rtol=1e-3, atol=1e-3)
+
+
+def test_random_outliers_are_as_many_and_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(400, 128, generator=generator), torch.randn(64, 128, generator=generator)
+    x[:, :32] /= 8
+    weight[:, :32] *= 8
+    stats = LayerStats.of(x, None, torch.ones(400), generator)
+    found = random_split([weight], stats, CODECS["int4"], False).split
+    assert found.n_outlier == 32 and found.outliers != tuple(range(32))
+
+
+def test_every_method_is_run_on_both_models_and_the_calibrated_ones_again() -> None:
+    listed = list(runs(3))
+    assert {(run.method, run.model) for run in listed if run.bits == 4} == {(n, m) for n in METHODS for m in MODELS}
+    assert {run.seed for run in listed if run.method == "ours"} == {0, 1, 2}
+    assert {run.seed for run in listed if run.method == "rotation"} == {0}
+    assert len({run.key(section) for run in listed for section in run.sections}) == sum(len(r.sections) for r in listed)
+
+
+def test_intervals_hold_the_mean_and_know_paired_methods_apart() -> None:
+    random = np.random.default_rng(0)
+    hard = random.lognormal(size=(1, 64))  # some prompts are hard for every method
+    mine, other = hard * 0.9 * random.normal(1, 0.01, (3, 64)), hard * random.normal(1, 0.01, (3, 64))
+    low, high = interval(resample(mine))
+    assert low < mine.mean() < high
+    found = compare(mine, other)
+    assert found["ratio"] == pytest.approx(0.9, abs=0.01) and found["ratio_low"] < 0.9 < found["ratio_high"] < 1
+    assert found["difference_high"] < 0
+    assert interval(resample(mine))[1] > interval(resample(other))[0]  # unpaired, they could not be told apart
+
+
+def test_a_row_says_what_its_runs_measured() -> None:
+    run = {key: [0.5] * 4 for key in ("mse", "mse_last", "digit", "motion")} | {"bytes": 7, "seconds": 2.0}
+    row = entry("x", "twin", [run, run], {"digit": [0.75] * 4}, peak=5.0)
+    assert (row["mse"], row["mse_low"], row["mse_high"]) == (0.5, 0.5, 0.5)
+    assert row["psnr_db"] == pytest.approx(10 * np.log10(50), rel=1e-3)
+    assert (row["digit_loss_points"], row["bytes"], row["calibration_seeds"]) == (25, 7, 2)
