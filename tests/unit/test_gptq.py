@@ -97,6 +97,20 @@ def test_channels_that_are_always_zero_do_no_harm(seed: int) -> None:
     assert output_error(x, full, weight, restored) < 0.02 * float((full @ weight.T).square().mean())
 
 
+@laws
+@given(seed=seeds)
+def test_inputs_that_hardly_vary_about_a_large_mean_are_fitted_all_the_same(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = 300 + 1e-3 * torch.randn(2000, 96, generator=generator)  # float32 sums lose the variance
+    weight = torch.randn(24, 96, generator=generator)
+    stats = LayerStats.of(x, x + 1, torch.ones(len(x)), generator)
+    for free_bias in (True, False):
+        task = Task(weight, ChannelSplit(96), CODECS["int4"], False, stats, free_bias)
+        restored = ROUNDING["gptq"](task).dequantize()
+        assert torch.isfinite(restored).all()
+        assert restored.abs().amax() <= 2 * weight.abs().amax()
+
+
 def test_without_statistics_it_is_refused() -> None:
     with pytest.raises(SettingError, match="needs the statistics of calibration"):
         ROUNDING["gptq"](Task(torch.randn(8, 32), ChannelSplit(32), CODECS["int4"]))

@@ -14,7 +14,7 @@ from ...calibrate.stats import WIDE
 from ...errors import SettingError
 from ...ops.weight import QuantizedWeight
 from ..grid import Grid, assemble, fit_grid, floored, row_error, to_codes
-from .task import Task
+from .task import Task, factor
 
 BLOCK = 128
 """Columns whose corrections are applied to the rest at once."""
@@ -66,8 +66,8 @@ def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> T
 
 def inverse_factor(hessian: Tensor) -> Tensor:
     """Upper Cholesky factor of the inverse, [in, in]; computed in float64 where that does not take gigabytes."""
-    precise = hessian.double() if len(hessian) <= WIDE else hessian
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precise)), upper=True).to(hessian.dtype)
+    precise = hessian.double() if len(hessian) <= WIDE else hessian.clone()
+    return torch.linalg.cholesky(torch.cholesky_inverse(factor(precise)), upper=True).to(hessian.dtype)
 
 
 def descend(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:

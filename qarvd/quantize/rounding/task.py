@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...calibrate.stats import LayerStats
+from ...errors import CheckpointError
 from ...ops.codecs import Codec
 from ...ops.split import ChannelSplit
 
@@ -46,7 +47,25 @@ class Task:
         assert self.stats is not None
         hessian, cross = self.stats.moments(centred=self.free_bias)
         diagonal = hessian.diagonal()
-        diagonal += DAMPING * diagonal + FLOOR * diagonal.mean().clamp_min(1e-30)
+        diagonal += DAMPING * diagonal.clamp_min(0)
         weight = self.weight.detach().to(hessian.dtype)
-        shift = torch.cholesky_solve((weight @ cross).T, torch.linalg.cholesky(hessian)).T
+        shift = torch.cholesky_solve((weight @ cross).T, factor(hessian)).T
         return (weight + shift).float(), hessian.float()
+
+
+def factor(hessian: Tensor) -> Tensor:
+    """Lower Cholesky factor of `hessian` [in, in], to whose diagonal as much is added, in place, as that takes.
+
+    Where inputs hardly vary about a large mean, rounding errors in their sums can leave it indefinite. Raises
+    CheckpointError where it is not finite.
+    """
+    mean = float(hessian.diagonal().mean().clamp_min(1e-30))
+    if not torch.isfinite(hessian).all():
+        raise CheckpointError("The squares of a layer's inputs overflow: the checkpoint or the prompts are damaged.")
+    added, wanted = 0.0, FLOOR * mean
+    while True:
+        hessian.diagonal().add_(wanted - added)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed:
+            return lower
+        added, wanted = wanted, 10 * wanted
