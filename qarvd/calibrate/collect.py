@@ -42,7 +42,10 @@ class Collector:
                 "overflow there. Stream the full-precision model with the same prompts first."
             )
         stats = LayerStats.of(x, full, torch.full((len(x),), weight, device=x.device), self.generator)
-        self.stats = stats if self.stats is None else self.stats + stats
+        if self.stats is None:
+            self.stats = stats
+        else:
+            self.stats += stats
 
 
 @contextmanager

@@ -72,13 +72,20 @@ class LayerStats:
         )
 
     def __add__(self, other: LayerStats) -> LayerStats:
+        return self._merged(other, self.gram + other.gram, self.cross + other.cross)
+
+    def __iadd__(self, other: LayerStats) -> LayerStats:
+        """The same in the room of `self`, which is not to be used any more: large sums are not held twice."""
+        return self._merged(other, self.gram.add_(other.gram), self.cross.add_(other.cross))
+
+    def _merged(self, other: LayerStats, gram: Tensor, cross: Tensor) -> LayerStats:
         keys = torch.cat([self.sample_key, other.sample_key])
         kept = keys.argsort()[:SAMPLES]
         at = kept.to(self.samples.device)
         return LayerStats(
             weight=self.weight + other.weight,
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
+            gram=gram,
+            cross=cross,
             total=self.total + other.total,
             drift=self.drift + other.drift,
             absmax=torch.maximum(self.absmax, other.absmax),

@@ -34,6 +34,8 @@ def test_merging_is_associative_and_commutative(seed: int, sizes: list[int]) -> 
     assert_same((a + b) + c, a + (b + c))
     ab, ba = a + b, b + a
     assert all(torch.equal(getattr(ab, name), getattr(ba, name)) for name in FIELDS)
+    a += b
+    assert all(torch.equal(getattr(a, name), getattr(ab, name)) for name in FIELDS)
 
 
 @laws

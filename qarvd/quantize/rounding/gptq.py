@@ -65,8 +65,11 @@ def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> T
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse, [in, in]; computed in float64 where that does not take gigabytes."""
-    precise = hessian.double() if len(hessian) <= WIDE else hessian.clone()
+    """Upper Cholesky factor of the inverse, [in, in]; computed in float64 where that does not take gigabytes.
+
+    `hessian` is changed where it needs damping.
+    """
+    precise = hessian.double() if len(hessian) <= WIDE else hessian
     return torch.linalg.cholesky(torch.cholesky_inverse(factor(precise)), upper=True).to(hessian.dtype)
 
 
