@@ -113,7 +113,7 @@ def test_the_short_reach_tells_the_full_measure_where_errors_settle_at_once() ->
     own, later = [1.0, *[0.5] * 6], [0.8, *[0.15] * 5]
     errors = errors_like(own, later, 16, noise=0.2)
     reach = short_reach(7)
-    assert (sum(reach), sum(full_reach(7))) == (10, 28)
+    assert (sum(reach), sum(full_reach(7))) == (11, 28)
     cut = errors.clone()
     for k, far in enumerate(reach):
         cut[:, k, k + far :] = 0

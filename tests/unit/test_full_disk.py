@@ -226,7 +226,7 @@ def test_quantizing_is_resumed_after_a_full_disk(
     monkeypatch.setattr(blockwise, "quantize_group", fitted := Counting(blockwise.quantize_group))
     assert main(arguments("quantize", model_file, prompts, out, *more, "--resume")) == 0
     assert not rolled and fitted.calls == 16 - (after - 3)
-    assert chosen.calls == (1 if more else 0)  # the check before the work
+    assert not chosen.calls
     assert out.read_bytes() == unbroken[what]
     assert not list(tmp_path.glob("*.work"))
 
