@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..stream.noise import from_seeds, from_tensors
+from ..stream.noise import from_tensors
 from ..stream.sampler import Denoiser, call
 from ..wan.forward import encode_text
-from .rollout import Setting
+from .rollout import Setting, draw_noise
 
 CHUNKS = 3
 """Chunks whose calls are measured, one by one; later ones are like the last of them."""
@@ -45,12 +45,7 @@ def call_errors(
     `embeddings` [prompts, tokens, text_dim]. `generated(setting)` chunks are generated, `on_chunk` hears of each.
     """
     schedule, spans = setting.preset.schedule, setting.spans[: CHUNKS + FOLLOWED - 1]
-    draw = from_seeds(seeds, embeddings.device, embeddings.dtype)
-    noise, fresh = [], []
-    for index, span in enumerate(spans):
-        shape = (len(seeds), setting.config.in_dim, len(span), *setting.size)
-        noise.append(draw(shape))
-        fresh.append([draw(shape) for _ in schedule.of_chunk(index)[1:]])
+    noise, fresh = draw_noise(setting, embeddings, seeds, len(spans))
     text, other_text = (encode_text(tree, setting.config, embeddings) for tree in (full, quantized))
     cache = setting.cache()
 
@@ -84,7 +79,7 @@ def call_errors(
             errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]
             row.append(torch.stack(errors).mean(0).cpu())
         rows.append(row)
-    found = nothing_measured(setting).new_zeros(len(seeds), *nothing_measured(setting).shape[1:])
+    found = torch.zeros(len(seeds), *nothing_measured(setting).shape[1:], dtype=torch.float64)
     for k, row in enumerate(rows):
         found[:, k, : len(row)] = torch.stack(row, 1)
     return found

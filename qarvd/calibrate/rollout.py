@@ -73,6 +73,19 @@ class Setting:
         return self.preset.cache(self.frames)
 
 
+def draw_noise(
+    setting: Setting, like: Tensor, seeds: Sequence[int], chunks: int
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The noise that each of the first chunks starts from, and that drawn between its steps, as a stream draws it."""
+    draw = from_seeds(seeds, like.device, like.dtype)
+    noise, fresh = [], []
+    for index, span in enumerate(setting.spans[:chunks]):
+        shape = (len(seeds), setting.config.in_dim, len(span), *setting.size)
+        noise.append(draw(shape))
+        fresh.append([draw(shape) for _ in setting.preset.schedule.of_chunk(index)[1:]])
+    return noise, fresh
+
+
 @torch.no_grad()
 def roll_out(
     setting: Setting,
@@ -93,12 +106,7 @@ def roll_out(
     them and leaves 0 for the rest (None: never). `on_chunk` is called for each chunk that is generated.
     """
     schedule, spans_ = setting.preset.schedule, setting.spans
-    draw = from_seeds(seeds, embeddings.device, embeddings.dtype)
-    noise, fresh = [], []
-    for index, span in enumerate(spans_):
-        shape = (len(seeds), setting.config.in_dim, len(span), *setting.size)
-        noise.append(draw(shape))
-        fresh.append([draw(shape) for _ in schedule.of_chunk(index)[1:]])
+    noise, fresh = draw_noise(setting, embeddings, seeds, len(spans_))
 
     calls: list[Call] = []
 

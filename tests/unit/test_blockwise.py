@@ -61,7 +61,9 @@ def test_it_leaves_less_than_half_the_error_of_rounding_to_nearest(rollouts: lis
     nearest = tiny_model()
     quantize_tree(nearest.tree, CONFIG.num_layers, W4A8.without_data())
     ours, reports = quantized(rollouts)
+    plain, _ = quantized(rollouts, replace(W4A8, compensate=False))
     assert final_error(ours) < 0.5 * final_error(nearest)
+    assert final_error(plain) < final_error(nearest)
     assert [report.name for report in reports] == list(ALL)
     assert all(0 < report.output_error < 0.2 for report in reports if report.output_error is not None)
     assert sum(report.output_error is None for report in reports) == 1
