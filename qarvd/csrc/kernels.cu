@@ -1,0 +1,37 @@
+// Every kernel by name; each takes one struct.
+#include "activation.cuh"
+#include "append.cuh"
+#include "attention.cuh"
+#include "linear.cuh"
+
+KERNEL __launch_bounds__(ACTIVATION_THREADS) qarvd_quantize_activation(const ActivationArguments p) {
+  quantize_activation(p);
+}
+
+KERNEL __launch_bounds__(APPEND_WARPS * 32) qarvd_kv_append(const AppendArguments p) { append(p); }
+
+#define LINEAR(NAME, BITS, WARP_M, WARP_N, STAGES)                                            \
+  KERNEL __launch_bounds__(LINEAR_THREADS, 2) NAME(const LinearArguments p) {                 \
+    SHARED_MEMORY(memory);                                                                    \
+    Linear<BITS, WARP_M, WARP_N, STAGES>(p, memory).run();                                    \
+  }
+LINEAR(qarvd_linear_w8_large, 8, 64, 64, 3)
+LINEAR(qarvd_linear_w8_small, 8, 32, 32, 4)
+LINEAR(qarvd_linear_w4_large, 4, 64, 64, 4)
+LINEAR(qarvd_linear_w4_small, 4, 32, 32, 4)
+
+#define ATTENTION(NAME, HEAD_DIM, TYPE, BITS)                                                 \
+  KERNEL __launch_bounds__(ATTENTION_THREADS, 2) NAME(const AttentionArguments p) {           \
+    SHARED_MEMORY(memory);                                                                    \
+    Attention<HEAD_DIM, TYPE, BITS>(p, memory).run();                                         \
+  }
+ATTENTION(qarvd_attention_64_fp16_kv8, 64, FLOAT16, 8)
+ATTENTION(qarvd_attention_64_fp16_kv4, 64, FLOAT16, 4)
+ATTENTION(qarvd_attention_128_fp16_kv8, 128, FLOAT16, 8)
+ATTENTION(qarvd_attention_128_fp16_kv4, 128, FLOAT16, 4)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+ATTENTION(qarvd_attention_64_bf16_kv8, 64, BFLOAT16, 8)
+ATTENTION(qarvd_attention_64_bf16_kv4, 64, BFLOAT16, 4)
+ATTENTION(qarvd_attention_128_bf16_kv8, 128, BFLOAT16, 8)
+ATTENTION(qarvd_attention_128_bf16_kv4, 128, BFLOAT16, 4)
+#endif

@@ -1,0 +1,178 @@
+"""One run of each kernel beside the reference; used by laws in this process and, under sanitizers, in others."""
+
+from __future__ import annotations
+
+import torch
+from emulator.launcher import Emulator
+from torch import Tensor
+
+from qarvd.ops import reference
+from qarvd.ops.codecs import codec_of
+from qarvd.ops.cuda import kernels
+from qarvd.ops.ring import Ring
+from qarvd.ops.split import ChannelSplit
+from qarvd.ops.weight import QuantizedWeight
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STREAM = 0
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weight_of(bits: int, outputs: int, channels: int, n_outlier: int, zero: bool, seed: int) -> QuantizedWeight:
+    """Any codes, scales and zero points."""
+    codec, generator = codec_of(bits), draw(seed)
+    outliers = torch.randperm(channels, generator=generator)[:n_outlier].tolist()
+    codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
+    scale = (torch.rand(outputs, 2, generator=generator) + 0.5) * torch.tensor([0.05, 0.01])
+    zeros = torch.randint(-3, 4, (outputs, 2), dtype=torch.int8, generator=generator) if zero else None
+    return QuantizedWeight(codec, ChannelSplit.of(channels, outliers), codec.pack(codes), scale, zeros)
+
+
+def tokens_of(rows: int, weight: QuantizedWeight, dtype: str, seed: int) -> Tensor:
+    """Loud in the outlier channels; some tokens are zero."""
+    x = torch.randn(rows, weight.split.channels, generator=draw(seed))
+    x[:, list(weight.split.outliers)] *= 20
+    x[3::7] = 0
+    return x.to(DTYPES[dtype])
+
+
+def activation(emulator: Emulator, rows: int, channels: int, n_outlier: int, dtype: str, apart: int, seed: int) -> None:
+    """Equal to the bit; rows lie `apart` elements further apart than they are wide."""
+    weight = weight_of(8, 4, channels, n_outlier, False, seed)
+    wide = torch.zeros(rows, channels + apart, dtype=DTYPES[dtype])
+    x = wide[:, :channels]
+    x.copy_(tokens_of(rows, weight, dtype, seed))
+    given = (x, weight.split.order if n_outlier else None, n_outlier, weight.guard)
+    _equal(kernels.quantize_activation(emulator, STREAM, *given), reference.quantize_activation(*given))
+
+
+def linear(
+    emulator: Emulator,
+    bits: int,
+    rows: int,
+    outputs: int,
+    channels: int,
+    n_outlier: int,
+    zero: bool,
+    bias: bool,
+    dtype: str,
+    tile: int,
+    seed: int,
+) -> None:
+    """Equal to the bit."""
+    weight = weight_of(bits, outputs, channels, n_outlier, zero, seed)
+    tokens = tokens_of(rows, weight, dtype, seed)
+    quantized = reference.quantize_activation(tokens, weight.split.order, n_outlier, weight.guard)
+    added = torch.randn(outputs, generator=draw(seed)) if bias else None
+    given = (*quantized, weight.codes, weight.scale, weight.zero, added, n_outlier, bits, DTYPES[dtype])
+    came = kernels.dual_scale_linear(emulator, STREAM, kernels.TILES[bits][tile], *given)
+    _equal([came], [reference.dual_scale_linear(*given)])
+
+
+def empty_ring(bits: int, batch: int, heads: int, capacity: int, head_dim: int) -> Ring:
+    stored = codec_of(bits).stored
+
+    def codes() -> Tensor:
+        return torch.full((batch, heads, capacity, head_dim * bits // 8), 85, dtype=stored)
+
+    def scale() -> Tensor:
+        return torch.full((batch, heads, capacity), 0.5)
+
+    return codes(), scale(), codes(), scale()
+
+
+def chunk(batch: int, heads: int, tokens: int, head_dim: int, dtype: str, seed: int, fused: bool = False) -> Tensor:
+    """[batch, heads, tokens, head_dim]; `fused`: as it comes out of a projection, tokens before heads."""
+    shape = (batch, tokens, heads, head_dim) if fused else (batch, heads, tokens, head_dim)
+    x = torch.randn(shape, generator=draw(seed)).to(DTYPES[dtype])
+    return x.transpose(1, 2) if fused else x
+
+
+def append(
+    emulator: Emulator,
+    bits: int,
+    heads: int,
+    tokens: int,
+    capacity: int,
+    position: int,
+    head_dim: int,
+    offset: bool,
+    dtype: str,
+    seed: int,
+) -> None:
+    """Equal to the bit, and slots that get nothing stay as they were."""
+    key, value = (chunk(2, heads, tokens, head_dim, dtype, seed + i, fused=bool(i)) for i in range(2))
+    lacking = torch.randn(2, heads, head_dim, generator=draw(seed)) if offset else None
+    came, due = (empty_ring(bits, 2, heads, capacity, head_dim) for _ in range(2))
+    kernels.kv_append(emulator, STREAM, key, value, lacking, came, position, bits)
+    reference.kv_append(key, value, lacking, *due, position, bits)
+    _equal(came, due)
+
+
+def attention(
+    emulator: Emulator,
+    bits: int,
+    rows: int,
+    length: int,
+    sink: int,
+    new: int,
+    head_dim: int,
+    offset: bool,
+    dtype: str,
+    sharpness: float,
+    seed: int,
+) -> None:
+    """Within the rounding of weights and result to `dtype`, and of the ring's weights to 16 bits; see `allowed`."""
+    batch, heads = 1, 2
+    ring = empty_ring(bits, batch, heads, length + 3, head_dim)
+    lacking = torch.randn(batch, heads, head_dim, generator=draw(seed)) if offset else None
+    if length:
+        key, value = (chunk(batch, heads, length, head_dim, "float32", seed + i) for i in range(2))
+        reference.kv_append(key, value, lacking, *ring, 0, bits)
+    query = chunk(batch, heads, rows, head_dim, dtype, seed + 2, fused=True) * sharpness
+    held = [
+        chunk(batch, heads, tokens, head_dim, dtype, seed + 3 + i) if tokens else None
+        for i, tokens in enumerate((sink, sink, new, new))
+    ]
+    came = kernels.kv_attention(
+        emulator, STREAM, query, ring, length, lacking, (held[0], held[1]), (held[2], held[3]), bits
+    )
+    wide = [None if x is None else x.float() for x in held]
+    due = reference.kv_attention(query.float(), *ring, length, lacking, wide[0], wide[1], wide[2], wide[3], bits)
+    assert came.dtype == query.dtype
+    share = (came.float() - due).abs() / allowed(query.float(), ring, length, lacking, wide, bits, query.dtype)
+    assert share.nan_to_num(nan=float("inf")).max() <= 1 if share.numel() else True
+
+
+def allowed(
+    query: Tensor,
+    ring: Ring,
+    length: int,
+    offset: Tensor | None,
+    held: list[Tensor | None],
+    bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One unit in the last place of `dtype` of sum p |v| (half for the weights p, half for the result), and, for each
+    key of the ring, 2^-15 of the largest weight times the largest value; plus 1e-5 for float32's own rounding."""
+    codec = codec_of(bits)
+    values = codec.unpack(ring[2][:, :, :length]).float().abs() * ring[3][:, :, :length, None]
+    keys = codec.unpack(ring[0][:, :, :length]).float() * ring[1][:, :, :length, None]
+    for key, value in (held[:2], held[2:]):
+        if key is not None and value is not None:
+            keys = torch.cat([keys, key if offset is None else key - offset.unsqueeze(2)], dim=2)
+            values = torch.cat([values, value.abs()], dim=2)
+    if not keys.shape[2]:
+        return torch.full_like(query, 1e-30)
+    weights = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(-1)
+    largest = values.amax((2, 3), keepdim=True)
+    coarse = length * 2.0**-15 * weights.amax(-1, keepdim=True) * largest
+    return torch.finfo(dtype).eps * (weights @ values) + coarse + 1e-5 * largest
+
+
+def _equal(came: object, due: object) -> None:
+    for a, b in zip(came, due, strict=True):  # type: ignore[call-overload]
+        assert torch.equal(a, b), f"{(a != b).sum().item()} of {a.numel()} differ, by up to {(a - b).abs().max()}"
