@@ -19,3 +19,7 @@ class SettingError(QarvdError):
 
 class PromptError(QarvdError):
     """A prompt cannot be understood by the model it is meant for."""
+
+
+class DeviceError(QarvdError):
+    """A graphics card, its driver or its compiler cannot do what is needed."""

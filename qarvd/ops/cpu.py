@@ -114,4 +114,4 @@ def sums_exactly() -> bool:
     return bool((_byte_product(codes, torch.ones(16))(codes[:1]) == 64 * 127 * 127).all())
 
 
-CPU = Backend("cpu", refuses, prepare, _caveat)
+CPU = Backend("cpu", refuses, prepare, caveat=_caveat)

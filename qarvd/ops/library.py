@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu_attention, reference
+from .cuda import ops as cuda
 
 _WEIGHT = "Tensor weight, Tensor weight_scale, Tensor? weight_zero, Tensor? bias"
 _RING = "Tensor{} key_codes, Tensor{} key_scale, Tensor{} value_codes, Tensor{} value_scale"
@@ -61,17 +62,24 @@ _OPS: dict[str, tuple[str, Callable[..., object], Callable[..., object]]] = {
     ),
     "kv_append": (
         f"(Tensor key, Tensor value, Tensor? key_offset, {_RING.format('(a!)', '(b!)', '(c!)', '(d!)')}, "
-        "int position) -> ()",
+        "int position, int bits=8) -> ()",
         reference.kv_append,
         _kv_append,
     ),
     "kv_attention": (
         f"(Tensor query, {_RING.format('', '', '', '')}, int length, Tensor? key_offset, Tensor? sink_key, "
-        "Tensor? sink_value, Tensor? new_key, Tensor? new_value) -> Tensor",
+        "Tensor? sink_value, Tensor? new_key, Tensor? new_value, int bits=8) -> Tensor",
         reference.kv_attention,
         _kv_attention,
     ),
 }
+
+
+_FASTER: dict[str, dict[str, Callable[..., object]]] = {
+    "CPU": {"kv_append": cpu_attention.kv_append, "kv_attention": cpu_attention.kv_attention},
+    "CUDA": {name: getattr(cuda, name) for name in _OPS},
+}
+"""Faster twins of the reference, by kind of device (on a CPU linears are laid out first: `cpu.py`)."""
 
 
 def _declare(name: str, schema: str, meaning: Callable[..., object], shapes: Callable[..., object]) -> None:
@@ -80,6 +88,9 @@ def _declare(name: str, schema: str, meaning: Callable[..., object], shapes: Cal
     torch.library.define(f"qarvd::{name}", schema)
     torch.library.impl(f"qarvd::{name}", "CompositeExplicitAutograd", meaning)
     torch.library.register_fake(f"qarvd::{name}", shapes)
+    for kind, twins in _FASTER.items():
+        if name in twins:
+            torch.library.impl(f"qarvd::{name}", kind, twins[name])
 
 
 for _name, _op in _OPS.items():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import SettingError
 from .cache import FloatCache, KVCache
-from .int8_cache import Int8Cache
+from .quantized_cache import QuantizedCache
 from .schedule import Schedule
 
-CACHES: dict[str, type[KVCache]] = {"16-bit": FloatCache, "int8": Int8Cache}
+CACHES: dict[str, Callable[..., KVCache]] = {
+    "16-bit": FloatCache,
+    "int8": partial(QuantizedCache, bits=8),
+    "int4": partial(QuantizedCache, bits=4),
+}
 """Cache codecs by name; 16-bit keeps the model's own dtype."""
 
 

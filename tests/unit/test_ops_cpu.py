@@ -82,7 +82,7 @@ def test_the_cpu_backend_is_chosen_on_the_cpu_and_refuses_other_devices(codec: C
     assert choose(weight).name == "cpu"
     elsewhere = weight.to("meta")
     assert cpu.refuses(elsewhere) == "the weight is on meta"
-    assert choose(elsewhere).name == "reference"
+    assert choose(elsewhere).name == "weight-only"
 
 
 @every_codec

@@ -60,5 +60,5 @@ def test_a_window_without_room_for_sink_and_chunk_is_refused(window: int, sink: 
 def test_an_unknown_preset_or_codec_is_refused_with_those_there_are() -> None:
     with pytest.raises(SettingError, match=r"self-forcing.*longlive"):
         find_preset("sora")
-    with pytest.raises(SettingError, match=r"16-bit, int8"):
+    with pytest.raises(SettingError, match=r"16-bit, int8, int4"):
         PRESETS["demo"].cache(12, "int2")

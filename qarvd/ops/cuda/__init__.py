@@ -1,0 +1,1 @@
+"""CUDA kernels without a compiler at hand: prebuilt or made by NVRTC, loaded and launched through the driver."""

@@ -1,0 +1,293 @@
+"""Each op as a launch: which kernel, what grid, what it takes. Knows nothing of how kernels get onto a card."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..ring import Ring
+from .arguments import (
+    TYPES,
+    ActivationArguments,
+    AppendArguments,
+    AttentionArguments,
+    LinearArguments,
+    place,
+    pointer,
+)
+
+
+class Launcher(Protocol):
+    """What launches kernels: a card (`driver.Launcher`), or the emulator of the tests."""
+
+    def prepare(self, kernel: str, shared: int) -> None:
+        """Load a kernel that is going to use `shared` bytes of dynamic shared memory."""
+        ...
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: int,
+        shared: int,
+        arguments: ctypes.Structure,
+        stream: int,
+    ) -> None:
+        """Start a kernel that was prepared; `block` in threads, `shared` in bytes."""
+        ...
+
+
+ACTIVATION, ACTIVATION_THREADS = "qarvd_quantize_activation", 256
+APPEND, APPEND_TOKENS = "qarvd_kv_append", 4
+APPEND_HEAD_DIMS = tuple(range(32, 257, 32))
+THREADS = 128
+HEAD_DIMS = (64, 128)
+QUERIES = KEYS = 64
+"""Of an attention block, and of a tile of it."""
+K_TILE = 64
+CHANNEL_GROUP = 32
+"""Both ranges of a linear's input are multiples of this."""
+
+
+def refuses_activation(x: Tensor) -> str | None:
+    """Why tokens [..., channels] can't be quantized, or None."""
+    if x.shape[-1] % 4 or x.dtype not in TYPES:
+        return f"{x.shape[-1]} channels of {x.dtype}; they must be a multiple of 4, of {_names(TYPES)}"
+    return None
+
+
+def prepare_activation(launcher: Launcher) -> None:
+    launcher.prepare(ACTIVATION, 0)
+
+
+def quantize_activation(
+    launcher: Launcher, stream: int, x: Tensor, order: Tensor | None, n_outlier: int, guard: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.quantize_activation`, to the bit, for what `refuses_activation` lets pass."""
+    channels = x.shape[-1]
+    rows = x.reshape(-1, channels)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    count = rows.shape[0]
+    codes = rows.new_empty((count, channels), dtype=torch.int8)
+    scale = rows.new_empty((count, 2), dtype=torch.float32)
+    sums = rows.new_empty((count, 2), dtype=torch.int32)
+    if count:
+        if order is not None:
+            order = order.to(torch.int32).contiguous()
+        arguments = ActivationArguments(
+            pointer(rows),
+            pointer(order),
+            pointer(codes),
+            pointer(scale),
+            pointer(sums),
+            rows.stride(0),
+            channels,
+            n_outlier,
+            guard,
+            TYPES[rows.dtype],
+        )
+        launcher.launch(ACTIVATION, (count, 1, 1), ACTIVATION_THREADS, 0, arguments, stream)
+    return codes, scale, sums
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block's share of a linear's result, and how many steps of K are loaded ahead."""
+
+    size: str
+    rows: int
+    outputs: int
+    stages: int
+
+    def kernel(self, bits: int) -> str:
+        return f"qarvd_linear_w{bits}_{self.size}"
+
+    def shared(self, bits: int) -> int:
+        return self.stages * (self.rows + self.outputs * bits // 8) * K_TILE
+
+    def blocks(self, rows: int, outputs: int) -> tuple[int, int]:
+        return math.ceil(outputs / self.outputs), math.ceil(rows / self.rows)
+
+
+_SMALL = Tile("small", 64, 64, 4)
+TILES = {8: (Tile("large", 128, 128, 3), _SMALL), 4: (Tile("large", 128, 128, 4), _SMALL)}
+"""By bits, the one with the highest throughput first."""
+
+
+def refuses_linear(codes: Tensor, bits: int, dtype: torch.dtype) -> str | None:
+    """Why a linear can't take codes [M, K] and return `dtype`, or None."""
+    if bits not in TILES or dtype not in TYPES:
+        return f"{bits}-bit weights and a result of {dtype}; they must have {_names(TILES)} bits and be {_names(TYPES)}"
+    if codes.shape[1] % CHANNEL_GROUP:
+        return f"{codes.shape[1]} channels; they must be a multiple of {CHANNEL_GROUP}"
+    return None
+
+
+def prepare_linear(launcher: Launcher, bits: int) -> None:
+    for tile in TILES[bits]:
+        launcher.prepare(tile.kernel(bits), tile.shared(bits))
+
+
+def choose_tile(bits: int, rows: int, outputs: int, multiprocessors: int) -> Tile:
+    """Large tiles where they keep every multiprocessor busy."""
+    large, small = TILES[bits]
+    return large if math.prod(large.blocks(rows, outputs)) >= multiprocessors else small
+
+
+def dual_scale_linear(
+    launcher: Launcher,
+    stream: int,
+    tile: Tile,
+    codes: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    n_outlier: int,
+    bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """As `reference.dual_scale_linear`, to the bit, for what `refuses_linear` lets pass."""
+    (rows, channels), outputs = codes.shape, len(weight)
+    out = codes.new_empty((rows, outputs), dtype=dtype)
+    if out.numel():
+        bias = None if bias is None else bias.float()
+        given = (codes, weight, scale, sums, weight_scale, weight_zero, bias)
+        held = [None if x is None else x.contiguous() for x in given]
+        arguments = LinearArguments(*map(pointer, (*held, out)), rows, outputs, channels, n_outlier, TYPES[dtype])
+        across, down = tile.blocks(rows, outputs)
+        launcher.launch(tile.kernel(bits), (across, down, 1), THREADS, tile.shared(bits), arguments, stream)
+    return out
+
+
+def refuses_append(key: Tensor, value: Tensor, ring: Ring) -> str | None:
+    """Why keys and values [batch, heads, tokens, head_dim] can't go to `ring`, or None."""
+    if key.dtype != value.dtype:
+        return f"keys of {key.dtype} and values of {value.dtype}; they must be of one dtype"
+    if key.shape[-1] not in APPEND_HEAD_DIMS:
+        return f"heads of {key.shape[-1]} channels; they must be a multiple of 32 up to {APPEND_HEAD_DIMS[-1]}"
+    return _refuses_ring(ring)
+
+
+def prepare_append(launcher: Launcher) -> None:
+    launcher.prepare(APPEND, 0)
+
+
+def kv_append(
+    launcher: Launcher,
+    stream: int,
+    key: Tensor,
+    value: Tensor,
+    key_offset: Tensor | None,
+    ring: Ring,
+    position: int,
+    bits: int,
+) -> None:
+    """As `reference.kv_append`, to the bit, for what `refuses_append` lets pass."""
+    batch, heads, tokens, head_dim = key.shape
+    if not key.numel():
+        return
+    key, value = _rows(key), _rows(value)
+    offset = None if key_offset is None else key_offset.float().contiguous()
+    capacity = ring[0].shape[2]
+    arguments = AppendArguments(
+        (pointer(key), pointer(value)),
+        (pointer(ring[0]), pointer(ring[2])),
+        (pointer(ring[1]), pointer(ring[3])),
+        pointer(offset),
+        (place(key), place(value)),
+        heads,
+        tokens,
+        head_dim,
+        capacity,
+        position % capacity,
+        bits,
+        TYPES[key.dtype],
+    )
+    launcher.launch(
+        APPEND, (math.ceil(tokens / APPEND_TOKENS), heads, 2 * batch), APPEND_TOKENS * 32, 0, arguments, stream
+    )
+
+
+def refuses_attention(query: Tensor, ring: Ring, held: Sequence[Tensor | None], turing: bool) -> str | None:
+    """Why `kv_attention` can't take these queries, ring, and keys and values `held` as they came, or None."""
+    if query.shape[-1] not in HEAD_DIMS:
+        return f"heads of {query.shape[-1]} channels; they must have {_names(HEAD_DIMS)}"
+    if query.dtype == torch.float32 or any(x is not None and x.dtype != query.dtype for x in held):
+        return "queries, sink and newest chunk must all be torch.float16, or all torch.bfloat16"
+    if turing and query.dtype == torch.bfloat16:
+        return "cards before Ampere have no bfloat16 products; take torch.float16"
+    return _refuses_ring(ring)
+
+
+def _refuses_ring(ring: Ring) -> str | None:
+    return None if all(x.is_contiguous() for x in ring) else "the ring's tensors are not contiguous"
+
+
+def _names(choices: Iterable[object]) -> str:
+    return " or ".join(map(str, choices))
+
+
+def attention_kernel(query: Tensor, bits: int) -> tuple[str, int]:
+    """Name, and bytes of shared memory: keys and values, their scales, queries."""
+    head_dim = query.shape[-1]
+    name = {torch.float16: "fp16", torch.bfloat16: "bf16"}[query.dtype]
+    shared = 2 * KEYS * head_dim * 2 + 2 * KEYS * 4 + QUERIES * head_dim * 2
+    return f"qarvd_attention_{head_dim}_{name}_kv{bits}", shared
+
+
+def kv_attention(
+    launcher: Launcher,
+    stream: int,
+    query: Tensor,
+    ring: Ring,
+    length: int,
+    key_offset: Tensor | None,
+    sink: tuple[Tensor | None, Tensor | None],
+    new: tuple[Tensor | None, Tensor | None],
+    bits: int,
+) -> Tensor:
+    """As `reference.kv_attention` but for rounding, for what `refuses_attention` lets pass; the kernel is prepared."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if not query.numel():
+        return out
+    batch, heads, rows, head_dim = query.shape
+    query = _rows(query)
+    plain = [[None if x is None else _rows(x) for x in pair] for pair in (sink, new)]
+    offset = None if key_offset is None else key_offset.float().contiguous()
+    arguments = AttentionArguments(
+        pointer(query),
+        pointer(out),
+        (pointer(ring[0]), pointer(ring[2])),
+        (pointer(ring[1]), pointer(ring[3])),
+        pointer(offset),
+        tuple(tuple(map(pointer, pair)) for pair in plain),
+        place(query),
+        place(out),
+        tuple(tuple((0, 0, 0) if x is None else place(x) for x in pair) for pair in plain),
+        heads,
+        rows,
+        length,
+        ring[0].shape[2],
+        tuple(0 if pair[0] is None else pair[0].shape[2] for pair in plain),
+        math.log2(math.e) / math.sqrt(head_dim),
+    )
+    kernel, shared = attention_kernel(query, bits)
+    launcher.launch(kernel, (math.ceil(rows / QUERIES), heads, batch), THREADS, shared, arguments, stream)
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x` with every token's channels in a row that begins at a multiple of 16 bytes."""
+    unit = 16 // x.element_size()
+    fits = x.stride(-1) == 1 and all(stride % unit == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    return x if fits else x.contiguous()

@@ -1,0 +1,133 @@
+"""`doctor` says who runs each op and why not the others, and fails where an op is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qarvd.cli import doctor, main
+from qarvd.errors import DeviceError
+from qarvd.ops import library, self_test
+from qarvd.ops.backend import Backend, Standing, choose, who_runs
+from qarvd.ops.weight import QuantizedWeight
+
+CPU = torch.device("cpu")
+Lines = Callable[[], tuple[int, dict[str, str]]]
+OPS = ("quantize_activation", "dual_scale_linear w8a8", "dual_scale_linear w4a8", "kv_append", "kv_attention")
+
+
+@pytest.fixture
+def lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lines:
+    """Run it; gives the exit code, and what it printed by the first words of each line."""
+
+    def run() -> tuple[int, dict[str, str]]:
+        code = main(["doctor", "--cache", str(tmp_path)])
+        printed = capsys.readouterr().out.splitlines()
+        return code, {head.strip(): rest for head, _, rest in (line.partition("  ") for line in printed)}
+
+    return run
+
+
+def test_a_sound_machine_passes_and_every_op_has_a_backend(lines: Lines) -> None:
+    code, said = lines()
+    assert code == 0 and "All self-tests passed." in said
+    for op in OPS:
+        assert "FAILED" not in said[op] and said[op].split()[0] in ("cpu", "reference", "cuda")
+    assert "cuda: the tensors are on cpu" in said["kv_attention"]
+    assert torch.__version__ in said["torch"] and {"driver", "NVRTC", "prebuilt", "compiled"} <= set(said)
+
+
+def test_a_wrong_op_fails(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = library.kv_attention
+    monkeypatch.setattr(library, "kv_attention", lambda *args: right(*args) * 1.1)
+    code, said = lines()
+    assert code == 1 and "FAILED" in said["kv_attention"] and "FAILED" not in said["kv_append"]
+    assert any(line.startswith("SELF-TESTS FAILED") for line in said)
+
+
+@pytest.mark.parametrize("error", [DeviceError("The driver said no."), RuntimeError("CUDA error\nlong story")])
+def test_an_op_that_raises_fails_with_its_first_line(
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(library, "quantize_activation", broken)
+    code, said = lines()
+    assert code == 1
+    assert f"FAILED: {str(error).splitlines()[0]}" in said["quantize_activation"]
+
+
+@pytest.mark.parametrize("share", [1.01, math.inf, math.nan])
+def test_an_error_beyond_the_tolerance_and_no_number_fail(share: float) -> None:
+    right, said = doctor._tested(lambda device, dtype: share, CPU, torch.float32)
+    assert not right and "FAILED" in said
+
+
+def test_every_op_that_has_a_backend_has_a_check() -> None:
+    assert set(self_test.checks()) == set(who_runs(CPU)) == set(OPS)
+
+
+def wrong_scale(codes: Tensor, scale: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return codes, scale * 1.001, sums
+
+
+def wrong_sum(codes: Tensor, scale: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return codes, scale, sums + 1
+
+
+@pytest.mark.parametrize("spoil", [wrong_scale, wrong_sum])
+def test_the_check_of_activations_sees_a_small_fault(
+    spoil: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = library.quantize_activation
+    monkeypatch.setattr(library, "quantize_activation", lambda *args: spoil(*call(*args)))
+    assert self_test.checks()["quantize_activation"](CPU, torch.float32) > 1
+
+
+@pytest.mark.parametrize("op", ["dual_scale_linear w8a8", "dual_scale_linear w4a8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_of_linears_allows_half_a_unit_and_no_more(
+    op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = self_test.checks()[op]
+    assert 0 < check(CPU, dtype) <= 1
+
+    def without_zero_points(weight: QuantizedWeight) -> Backend:
+        backend = choose(weight)
+        return replace(backend, prepare=lambda weight, bias: backend.prepare(replace(weight, zero=None), bias))
+
+    monkeypatch.setattr(self_test, "choose", without_zero_points)
+    assert check(CPU, dtype) > 1
+
+
+def test_the_check_of_attention_sees_a_lost_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = library.kv_attention
+    monkeypatch.setattr(library, "kv_attention", lambda *args: call(*args[:6], None, *args[7:]))
+    for dtype in (torch.float32, torch.float16):
+        assert self_test.checks()["kv_attention"](CPU, dtype) > 1
+
+
+def test_a_card_is_described_with_the_origin_of_its_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(doctor, "load", lambda *_: "the driver is too old")
+    monkeypatch.setattr(doctor, "_describe", lambda device: "A card")
+    monkeypatch.setattr(doctor, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(doctor, "checks", lambda: {"op": lambda device, dtype: 0.0})
+    monkeypatch.setattr(
+        doctor, "who_runs", lambda where: {"op": [Standing("cuda", "too old"), Standing("reference", None)]}
+    )
+    assert doctor.examine(card, tmp_path)
+    said = capsys.readouterr().out
+    assert "cuda:0: A card\nkernels: none: the driver is too old\n" in said
+    assert "reference  exact      cuda: too old" in said

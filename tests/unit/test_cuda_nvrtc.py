@@ -1,0 +1,125 @@
+"""NVRTC makes the same cubin each time and says in a sentence what it can't; the package's own cubins are fresh."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import build_cubins
+import pytest
+
+from qarvd.errors import DeviceError
+from qarvd.ops.cuda import cubins, nvrtc
+from qarvd.ops.cuda.cubins import SERVES, Cubin
+from qarvd.ops.cuda.find import Candidate
+from qarvd.ops.cuda.nvrtc import Nvrtc
+from qarvd.ops.cuda.source import Source, read
+
+SMALL = Source(
+    {
+        "kernels.cu": '#include "scale.cuh"\nextern "C" __global__ void twice(Numbers p) { *p.x *= FACTOR; }',
+        "scale.cuh": '#pragma once\n#include "numbers.cuh"\nconstexpr float FACTOR = 2;',
+        "numbers.cuh": "#pragma once\nstruct Numbers { float* x; };",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Nvrtc:
+    found = nvrtc.open_first(nvrtc.installed())
+    if isinstance(found, str):
+        pytest.skip(f'needs NVRTC, pip install -e ".[kernels]": {found}')
+    return found
+
+
+@pytest.fixture(scope="module")
+def builder() -> Nvrtc:
+    try:
+        return build_cubins.find(None)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def test_headers_come_by_name_and_compiling_twice_gives_the_same_bytes(compiler: Nvrtc) -> None:
+    first, second = (compiler.compile(SMALL, "sm_80") for _ in range(2))
+    assert first == second and first.image.startswith(b"\x7fELF") and b"twice" in first.image
+    assert first.pack() == second.pack()
+    assert (first.architecture, first.source) == ("sm_80", SMALL.hash)
+    assert first.compiler == compiler.name == "NVRTC {}.{}".format(*compiler.version)
+    assert "sm_80" in compiler.architectures
+
+
+def test_a_compile_error_is_a_sentence_with_the_first_lines_of_the_log(compiler: Nvrtc) -> None:
+    broken = Source({**SMALL.files, "scale.cuh": '#include "numbers.cuh"\nconstexpr float FACTOR = two;'})
+    with pytest.raises(DeviceError) as error:
+        compiler.compile(broken, "sm_80")
+    said = str(error.value)
+    assert said.startswith(f"{compiler.name} can't compile the kernels for sm_80: scale.cuh(2): error: ")
+    assert '"two" is undefined' in said and "\n" not in said
+
+
+def test_an_unknown_architecture_and_a_missing_header_are_sentences(compiler: Nvrtc) -> None:
+    with pytest.raises(DeviceError, match=r"for sm_1: NVRTC_ERROR_INVALID_OPTION\."):
+        compiler.compile(SMALL, "sm_1")
+    with pytest.raises(DeviceError, match=r"kernels\.cu\(1\): .*scale\.cuh"):
+        compiler.compile(Source({"kernels.cu": SMALL.files["kernels.cu"]}), "sm_80")
+
+
+def test_a_library_that_is_none_is_passed_over_with_its_reason(tmp_path: Path) -> None:
+    for name in ("libnvrtc.so.12", "libnvrtc-builtins.so.12.9"):
+        (tmp_path / name).write_text("not a library")
+    for builtins in (None, str(tmp_path / "libnvrtc-builtins.so.12.9")):
+        reason = nvrtc.open_first([Candidate(str(tmp_path / "libnvrtc.so.12"), builtins, 12)])
+        assert isinstance(reason, str) and "libnvrtc.so.12 can't be used" in reason
+
+
+def test_a_foreign_library_is_passed_over() -> None:
+    with pytest.raises(DeviceError, match="can't be used"):
+        Nvrtc(Candidate("libm.so.6" if sys.platform == "linux" else "kernel32.dll", None, 12))
+
+
+def test_where_there_is_no_nvrtc_that_is_said_without_a_list_of_names() -> None:
+    reason = nvrtc.open_first([Candidate("libnvrtc.so.99", None, 99)])
+    assert reason == "NVRTC is neither with torch, nor in the nvidia packages, nor on the system's path"
+
+
+def test_prebuilt_kernels_are_of_the_source_that_is_shipped() -> None:
+    wanted = read().hash
+    stale = [
+        reason
+        for served in SERVES.values()
+        for capability in served
+        if isinstance(reason := cubins.shipped(capability, wanted), str)
+    ]
+    assert not stale, f"{stale}; run python tools/build_cubins.py"
+
+
+@pytest.mark.slow
+def test_prebuilt_kernels_are_those_that_the_tool_builds(builder: Nvrtc) -> None:
+    """One architecture stands for all: compiling takes half a minute each."""
+    kept = cubins.shipped((7, 5), read().hash)
+    assert isinstance(kept, Cubin), f"{kept}; run python tools/build_cubins.py"
+    assert builder.compile(read(), "sm_75") == kept
+
+
+def test_building_twice_writes_the_same_files(
+    builder: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build_cubins.source, "read", lambda: SMALL)
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        assert build_cubins.main(["--out", str(folder), "--check"]) == 1 and not folder.exists()
+        assert build_cubins.main(["--out", str(folder)]) == 0
+        assert build_cubins.main(["--out", str(folder), "--check"]) == 0
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert files[0] == files[1] and set(files[0]) == {f"{name}.xz" for name in SERVES}
+    assert "unchanged" in capsys.readouterr().out
+    for served in SERVES.values():
+        assert isinstance(cubins.shipped(served[0], SMALL.hash, tmp_path / "first"), Cubin)
+
+
+def test_the_tool_says_how_to_get_the_compiler_that_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_cubins.main(["--nvrtc", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "pip install" in capsys.readouterr().err and not (tmp_path / "out").exists()
