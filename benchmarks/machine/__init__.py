@@ -1,0 +1,1 @@
+"""What compiled kernels say of themselves, and what cards are known to do."""
