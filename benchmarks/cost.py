@@ -1,7 +1,8 @@
 """What calibrating and quantizing Wan2.1-1.3B costs: counted from its shapes, and one block's memory measured here.
 
-The count: floating-point operations, bytes, and minutes on an RTX 3090 by the rates below. The measurement: one block
-of that model with random weights, calibrated on a short clip on this machine; what the process held at its peak beyond
+The count: floating-point operations, minutes on an RTX 3090 by the rates below, and what each stage holds at its peak,
+beside what torch itself takes; by default for a job with `quantize`'s own defaults. The measurement: one block of that
+model with random weights, calibrated on a short clip on this machine; what the process held at its peak beyond
 the block and its two caches (the full model's and the quantized one's). `--smoke` measures a small block instead.
 """
 
@@ -15,9 +16,11 @@ import torch
 from qarvd.calibrate.calls import BATCHES, FOLLOWED
 from qarvd.calibrate.calls import CHUNKS as FIRST
 from qarvd.calibrate.collect import TOKENS
+from qarvd.calibrate.prompts import shipped_prompts
 from qarvd.calibrate.reach import REACHES
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
+from qarvd.cli.calibrate import DEFAULTS
 from qarvd.cli.common import text_table
 from qarvd.demo.pace import peak_memory
 from qarvd.quantize.blockwise import quantize_blockwise
@@ -108,6 +111,29 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
     return [*rows, {"part": f"all, with {states / 1e9:.0f} GB of states on disk", "PFLOP": None, "minutes": total}]
 
 
+def peaks(config: WanConfig) -> list[dict[str, object]]:
+    """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums."""
+    linears = config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
+    full, quantized = 2 * linears, linears / 2
+    tokens = CHUNK_FRAMES * FRAME_TOKENS
+    cache = 2 * 2 * config.num_layers * config.dim * tokens  # of a chunk
+    call = 2 * tokens * (2 * config.ffn_dim + 4 * config.dim)
+    followed = FIRST + FOLLOWED - 1
+    block, sums = full / config.num_layers, 2 * 4 * config.ffn_dim**2
+    gradients = 2 * tokens * config.dim * config.num_layers + 6 * call
+    stages = [
+        ("record and measure chunks", full + quantized, CHUNKS * cache, call),
+        ("measure calls", full + quantized, followed * cache, call),
+        ("choose bits for a target", full + 1.5 * linears, CHUNKS * cache, gradients),
+        ("walk and fit", full + block, 2 * CHUNKS * cache / config.num_layers, 2 * call + 4 * sums),
+    ]
+    heads = ("models, GB", "caches, GB", "other, GB", "all, GB")
+    return [
+        {"stage": name, **dict(zip(heads, (part / 1e9 for part in (*parts, sum(parts))), strict=True))}
+        for name, *parts in stages
+    ]
+
+
 def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, object]:
     """Peak memory of quantizing one block, in GB; chunks of one latent frame."""
     preset = PRESETS["causal-forcing-framewise"]
@@ -138,13 +164,14 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=10)
-    parser.add_argument("--measured", type=int, default=5)
-    parser.add_argument("--reach", choices=REACHES, default="short")
+    parser.add_argument("--prompts", type=int, default=len(shipped_prompts()))
+    parser.add_argument("--measured", type=int, default=32, help="prompts on which chunks are measured, at most")
+    parser.add_argument("--reach", choices=REACHES, default=DEFAULTS["reach"])
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     print(f"{args.prompts} prompts of {CHUNKS} chunks at {SIZE[0]}x{SIZE[1]} latents; an RTX 3090 at {Card()}")
-    print(text_table(minutes(WAN, Card(), args.prompts, args.measured, args.reach)))
+    print(text_table(minutes(WAN, Card(), args.prompts, min(args.prompts, args.measured), args.reach)))
+    print(text_table(peaks(WAN)))
     small = WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=1, text_dim=16, text_len=4, freq_dim=32)
     one = WanConfig(**{**vars(WAN), "num_layers": 1})
     print("One block, measured here:")

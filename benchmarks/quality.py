@@ -12,9 +12,8 @@ import fnmatch
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from baselines.figures import compare, entry, rounded
 from baselines.methods import METHODS, Case, measured
+from baselines.timing import Calibrations, timed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from qarvd.demo import experiment
 from qarvd.demo.bundle import LATENT_SIDE, embed, load_judge
 from qarvd.demo.prompts import split_prompts
 from qarvd.files import replacing
+from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.stream.rollout import roll_out
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +46,10 @@ PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
 CALIBRATION_PROMPTS = 64
 MAIN = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "rotation", "gptq")
 """Methods that are also run with 8-bit weights."""
-CACHED = ("ours", "published_dynamic", "nearest", "gptq")
+CACHED = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "rotation", "gptq")
 """Methods that are also run with an int8 cache."""
+SMOKED = ("nearest", "rotation", "smoothquant", "published", "published_dynamic", "gptq", "random_outliers")
+"""One of each kind."""
 BITS = {"w8a8": 8, "w4a8": 4, "w4a8_int8_cache": 4}
 """Sections of the result, and their weights' bits."""
 
@@ -85,8 +88,12 @@ def runs(seeds: int) -> Iterator[Run]:
 class Bench:
     """Models, reference clips and calibrations, each made when first needed."""
 
-    def __init__(self, prompts: int, seeds: int, chunks: int) -> None:
+    def __init__(
+        self, prompts: int, seeds: int, chunks: int, calibrated: int = CALIBRATION_PROMPTS, iterations: int = ITERATIONS
+    ) -> None:
+        """`calibrated` prompts at most calibrate; `iterations` of published AdaRound."""
         self.prompts, self.seeds, self.chunks = prompts, seeds, chunks
+        self.calibrated, self.iterations = calibrated, iterations
         held_out = split_prompts()[1][:prompts]
         self.cases = [(held_out[i % prompts], 1000 + i) for i in range(prompts * seeds)]
         self.reader, _ = load_judge()
@@ -106,18 +113,16 @@ class Bench:
         return self.stream(self.model(name).tree, "16-bit")
 
     @cache  # noqa: B019
-    def case(self, name: str, bits: int, seed: int) -> Case:
+    def case(self, name: str, bits: int, seed: int) -> tuple[Case, Calibrations[Calibration]]:
+        """A case, and the calibrations that it hands out."""
         known = split_prompts()[0].copy()
         Random(seed).shuffle(known)
         model, side = self.model(name), (LATENT_SIDE, LATENT_SIDE)
-        text = embed(known[:CALIBRATION_PROMPTS])
+        text = embed(known[: self.calibrated])
         frames = self.chunks * model.preset.chunk_frames
-
-        @cache
-        def calibration(prompts: int) -> Calibration:
-            return measured(Case(model, text[:prompts], side, frames, 20_000 + 1000 * seed, bits, calibration))
-
-        return Case(model, text, side, frames, 20_000 + 1000 * seed, bits, calibration)
+        calibrations = Calibrations(lambda prompts: measured(replace(case, text=text[:prompts])))
+        case = Case(model, text, side, frames, 20_000 + 1000 * seed, bits, calibrations, self.iterations)
+        return case, calibrations
 
     def stream(self, tree: Any, codec: str) -> Tensor:
         """Clips of all cases, [samples, channels, frames, height, width]."""
@@ -146,15 +151,14 @@ class Bench:
             for key, values in figures.items()
         }
 
+    def build(self, run: Run) -> tuple[tuple[Any, int], float]:
+        """The quantized tree and the bytes of its linears; the seconds that took, with its calibration."""
+        case, calibrations = self.case(run.model, run.bits, run.seed)
+        return timed(lambda: METHODS[run.method].build(case), calibrations)
+
     def run(self, run: Run) -> dict[str, dict[str, object]]:
         """Results by section."""
-        case = self.case(run.model, run.bits, run.seed)
-        method = METHODS[run.method]
-        began = time.perf_counter()
-        if method.prompts:
-            case.calibration(method.prompts)
-        tree, stored = method.build(case)
-        seconds = time.perf_counter() - began
+        (tree, stored), seconds = self.build(run)
         found = {}
         for section in run.sections:
             latents = self.stream(tree, "int8" if "cache" in section else "16-bit")
@@ -219,7 +223,8 @@ def main() -> None:
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch (all)")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
-    parser.add_argument("--smoke", action="store_true", help="two methods on two clips, written nowhere")
+    parser.add_argument("--time", action="store_true", help="build again what was run, and correct its seconds alone")
+    parser.add_argument("--smoke", action="store_true", help="methods of each kind on two clips, written nowhere")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -232,29 +237,36 @@ def main() -> None:
         print(markdown(summarise(results, full)))
         return
     bench = Bench(PROMPTS, SEEDS, CHUNKS)
-    todo = [
-        run
-        for run in runs(args.calibration_seeds)
-        if fnmatch.fnmatch(run.key(run.sections[0]), args.only)
-        and any(run.key(section) not in results for section in run.sections)
-    ]
-    for run in tqdm(todo, unit="run"):
-        if run.model not in full:
-            full[run.model] = bench.judge(bench.reference(run.model), run.model)
-        results |= {run.key(section): result for section, result in bench.run(run).items()}
+    wanted = [r for r in runs(args.calibration_seeds) if fnmatch.fnmatch(r.key(r.sections[0]), args.only)]
+    for run in tqdm(wanted, unit="run"):
+        keys = {section: run.key(section) for section in run.sections}
+        if args.time:
+            retime(bench, run, results)
+        elif keys.values() - results.keys():
+            if run.model not in full:
+                full[run.model] = bench.judge(bench.reference(run.model), run.model)
+            results |= {keys[section]: result for section, result in bench.run(run).items()}
+            tqdm.write(f"{keys[run.sections[0]]}: {np.mean(results[keys[run.sections[0]]]['mse']):.5f}", sys.stderr)
+        else:
+            continue
         with replacing(args.out) as temporary:
             temporary.write_text(json.dumps(summarise(results, full), indent=0) + "\n")
-        tqdm.write(f"{run.key(run.sections[0])}: {np.mean(results[run.key(run.sections[0])]['mse']):.5f}", sys.stderr)
+
+
+def retime(bench: Bench, run: Run, results: dict[str, dict[str, Any]]) -> None:
+    """Build a run again, where it has results, and correct their seconds."""
+    if stored := [results[run.key(section)] for section in run.sections if run.key(section) in results]:
+        _, seconds = bench.build(run)
+        for result in stored:
+            result["seconds"] = rounded(seconds)
 
 
 def smoke() -> None:
     """A little of everything."""
-    bench = Bench(prompts=2, seeds=1, chunks=2)
+    bench = Bench(prompts=2, seeds=1, chunks=2, calibrated=2, iterations=5)
     results, full = {}, {m: bench.judge(bench.reference(m), m) for m in MODELS}
-    for method in ("nearest", "rotation"):
-        for model in MODELS:
-            run = Run(4, model, method, 0)
-            results |= {run.key(section): result for section, result in bench.run(run).items()}
+    for run in [Run(4, "natural", method, 0) for method in SMOKED] + [Run(4, "twin", "nearest", 0)]:
+        results |= {run.key(section): result for section, result in bench.run(run).items()}
     print(markdown(summarise(results, full)))
 
 

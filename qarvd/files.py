@@ -13,6 +13,11 @@ from safetensors import SafetensorError
 from .errors import SettingError
 
 
+def no_file(path: Path) -> str:
+    """The sentence that says why there is nothing to read at `path`."""
+    return f"{path} is a folder; a file was expected." if path.is_dir() else f"There is no file {path}."
+
+
 def part_beside(path: Path) -> Path:
     """Create an empty hidden file, of the same suffix, in the folder of `path`.
 

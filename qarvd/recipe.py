@@ -24,6 +24,8 @@ class Recipe:
     """Weight each chunk's errors by its measured effect on the final video; else all alike."""
     call_weights: bool = True
     """Weight the model calls of a chunk by their measured effects, too."""
+    stream_chunks: int | None = None
+    """Chunks of the streams that the model is for, whose weights are told from the measured ones; None: as recorded."""
     correct_bias: bool = True
     """Move biases so that the mean output stays."""
     target: str | None = None
@@ -36,12 +38,15 @@ class Recipe:
             raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; 4 and 8 are supported.")
         if self.outliers not in OUTLIERS:
             raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose one of {', '.join(OUTLIERS)}.")
+        chunks = 1 if self.stream_chunks is None else self.stream_chunks
+        if type(chunks) is not int or not 1 <= chunks <= MOST_CHUNKS:
+            raise SettingError(f"The recipe is for streams of {chunks!r} chunks; 1 to {MOST_CHUNKS:,} were expected.")
 
     def without_data(self) -> Recipe:
         """The nearest recipe that needs no calibration."""
         outliers = "none" if self.outliers == "none" else "published"
         off = dict.fromkeys(("compensate", "frame_weights", "call_weights", "correct_bias"), False)
-        return replace(self, rounding="nearest", outliers=outliers, target=None, **off)
+        return replace(self, rounding="nearest", outliers=outliers, target=None, stream_chunks=None, **off)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -73,6 +78,7 @@ class Recipe:
         return cls(**values)
 
 
+MOST_CHUNKS = 100_000
 FLAGS = ("symmetric", "compensate", "frame_weights", "call_weights", "correct_bias")
 OUTLIERS = ("published", "search", "none")
 

@@ -1,14 +1,16 @@
 """Make a hostile twin of a model: the same function, with outlier input channels planted in its weights.
 
 Where a linear map follows another, channel j of what passes between them may be divided by a in the first and
-multiplied by a in the second; with a power of two, floating point does both exactly. The second map's column j then
-stands out, as the outlier columns of autoregressive video models do (Q-ARVD, section 3.3), and what passes there is as
-much smaller.
+multiplied by a in the second. With a power of two that rounds nothing but numbers next to the smallest that 16 bits
+hold and the modulation's scales, which are stored less 1. The second map's column j then stands out, as the outlier
+columns of autoregressive video models do (Q-ARVD, section 3.3), and what passes there is as much smaller.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from qarvd.checkpoint.model import save
-from qarvd.cli.common import load_model
+from qarvd.cli.common import check_out, load_model, model_path
+from qarvd.errors import QarvdError, SettingError
 
 FACTOR = 4.0
 
@@ -28,8 +31,11 @@ def plant(tree: Any, factor: float = FACTOR, seed: int = 0) -> dict[str, list[in
 
     Counts differ by kind of layer and, where the maps belong to one block alone, by depth. The modulated inputs (q, k,
     v and ffn.0) pass through the time projection, which all blocks share, so that their channels are the same in each;
-    so are those of cross-attention's keys and values, which read one text.
+    so are those of cross-attention's keys and values, which read one text. Raises SettingError for a factor that is
+    not a power of two above 1.
     """
+    if not (factor > 1 and math.frexp(factor)[0] == 0.5):
+        raise SettingError(f"The factor is {factor:g}; it must be a power of two above 1, such as 4.")
     generator = torch.Generator().manual_seed(seed)
     dim, blocks = tree.config.dim, len(tree.blocks)
     planted: dict[str, list[int]] = {}
@@ -92,13 +98,24 @@ def column_peak(weight: Tensor) -> float:
     return float(norms.max() / norms.median())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a full-precision checkpoint of qarvd's, or `demo`")
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--factor", type=float, default=FACTOR, help="a power of two (4)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except QarvdError as error:
+        print(f"plant_outliers: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, plant, write and tell what was planted."""
+    check_out(args.out, ".safetensors", model_path(args.model))
     model = load_model(args.model)
     for name, channels in plant(model.tree, args.factor, args.seed).items():
         weight = model.tree.get_parameter(f"{name}.weight")
@@ -107,4 +124,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

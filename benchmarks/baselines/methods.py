@@ -20,6 +20,8 @@ from qarvd.quantize import model as groups
 from qarvd.quantize.grid import assemble, fit_grid
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding import ROUNDING, Task, gptq
+from qarvd.quantize.rounding.adaround import ITERATIONS
+from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
 from . import published, rotation, smoothquant
@@ -41,6 +43,8 @@ class Case:
     bits: int
     calibration: Callable[[int], Calibration]
     """Of the first so many prompts; made once for all methods."""
+    iterations: int = ITERATIONS
+    """Of published AdaRound."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def as_released(prompts: int, static: bool) -> Method:
         seeds = range(case.seed, case.seed + len(text))
         weights = case.calibration(prompts).weights(setting.chunk_sizes).values
         stored = published.quantize(
-            tree, names, lambda t: collect(t, setting, names, text, seeds), weights, case.bits, static
+            tree, names, lambda t: collect(t, setting, names, text, seeds), weights, case.bits, static, case.iterations
         )
         return tree, stored
 
@@ -141,16 +145,34 @@ def patched(method: Method, target: Any, **names: Any) -> Method:
     return replace(method, build=build)
 
 
-def random_split(weights: Any, stats: Any, codec: Any, symmetric: bool) -> Any:
-    """As many outliers as the search finds, but any."""
-    found = groups_search(weights, stats, codec, symmetric)
-    channels = found.split.channels
-    generator = torch.Generator().manual_seed(channels + found.split.n_outlier)
-    chosen = torch.randperm(channels, generator=generator)[: found.split.n_outlier]
-    return replace(found, split=ChannelSplit.of(channels, chosen.tolist()))
+def random_outliers() -> Method:
+    """Ours with as many outliers as the search finds, but any; others in every layer and for every calibration seed."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        with mock.patch.object(groups, "search_split", random_split(case.seed)):
+            return ours().build(case)
+
+    return replace(ours(), build=build)
 
 
-groups_search = groups.search_split
+def random_split(seed: int) -> Callable[..., Search]:
+    """A search that gives every layer it is called for channels of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(weights: Any, stats: Any, codec: Any, symmetric: bool) -> Search:
+        found = search_split(weights, stats, codec, symmetric)
+        channels = found.split.channels
+        chosen = torch.randperm(channels, generator=generator)[: found.split.n_outlier]
+        return replace(found, split=ChannelSplit.of(channels, chosen.tolist()))
+
+    return split
+
+
+def once(method: Method) -> Method:
+    """The same with one calibration seed."""
+    return replace(method, repeat=False)
+
+
 BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
 
 METHODS: dict[str, Method] = {
@@ -161,7 +183,7 @@ METHODS: dict[str, Method] = {
     "published_dynamic_1_prompt": as_released(1, static=False),
     "nearest": nearest("none"),
     "nearest_dual_scale": nearest("published"),
-    "smoothquant": smoothed(24),
+    "smoothquant": smoothed(64),
     "rotation": rotated(dual_scale=False),
     "rotation_dual_scale": rotated(dual_scale=True),
     "gptq": patched(ours(BARE), groups, ROUNDING={**ROUNDING, "gptq": plain_gptq}),
@@ -169,14 +191,14 @@ METHODS: dict[str, Method] = {
     "ours_4_prompts": ours(prompts=4),
     "ours_24_prompts": ours(prompts=24),
     "without_frame_weights": ours(changed(frame_weights=False, call_weights=False)),
-    "without_call_weights": ours(changed(call_weights=False)),
+    "without_call_weights": once(ours(changed(call_weights=False))),
     "without_compensation": ours(changed(compensate=False)),
     "without_dual_scale": ours(changed(outliers="none")),
-    "without_bias_correction": ours(changed(correct_bias=False)),
-    "without_zero_points": ours(changed(symmetric=True)),
-    "without_descent": patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes),
-    "detected_outliers": ours(changed(outliers="published")),
-    "random_outliers": patched(ours(), groups, search_split=random_split),
-    "adaround": ours(changed(rounding="adaround")),
+    "without_bias_correction": once(ours(changed(correct_bias=False))),
+    "without_zero_points": once(ours(changed(symmetric=True))),
+    "without_descent": once(patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes)),
+    "detected_outliers": once(ours(changed(outliers="published"))),
+    "random_outliers": random_outliers(),
+    "adaround": once(ours(changed(rounding="adaround"))),
 }
 """By name; the first ones are run first."""

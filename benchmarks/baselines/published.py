@@ -175,6 +175,7 @@ def quantize(
     chunk_weights: Sequence[float],
     bits: int,
     static: bool,
+    iterations: int = ITERATIONS,
     on_layer: Callable[[str], object] = lambda name: None,
 ) -> int:
     """Quantize linears `names` of the tree in place; returns the bytes that they would take.
@@ -197,7 +198,7 @@ def quantize(
         if "cross_attn.k" in name or "cross_attn.v" in name or "text_embedding" in name:
             weight, rounded = nearest(layer, bits), dynamic(layer.split) if found is None else found
         else:
-            weight, rounded = adaround(layer, bits, found)
+            weight, rounded = adaround(layer, bits, found, iterations)
         tree.set_submodule(name, FakeLinear(weight, layer.bias, rounded))
         on_layer(name)
     return sum(stored_bytes(layer.weight, bits, layer.split.n_outlier) for layer in layers.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, PromptError, SettingError
+from ..recipe import Recipe
 from ..stream.sampler import frame_tokens
 from .collect import refusing_overflow
 from .reach import complete, full_reach
@@ -38,11 +39,13 @@ class Calibration:
     """How many chunks were generated with each one quantized, itself included."""
     call_errors: Tensor
     """Of `calls.call_errors`, for fewer prompts: float64 [prompts, measured chunks, calls]."""
+    measured_as: Recipe | None = None
+    """How the tree was quantized with which effects are measured; None: an older file does not say."""
 
     def __add__(self, other: Calibration) -> Calibration:
-        mine, theirs = ((c.model, c.preset_name, c.size, c.frames, c.reach) for c in (self, other))
-        if mine != theirs:
-            raise SettingError(f"Statistics of {mine} and {theirs} (model, preset, size, frames, reach) do not add up.")
+        names = ("model", "preset_name", "size", "frames", "reach", "measured_as")
+        if different := [name for name in names if getattr(self, name) != getattr(other, name)]:
+            raise SettingError(f"Statistics that differ in {', '.join(different)} do not add up; calibrate them alike.")
         errors = torch.cat([self.errors, other.errors])
         calls = torch.cat([self.call_errors, other.call_errors])
         return replace(self, rollouts=self.rollouts + other.rollouts, errors=errors, call_errors=calls)

@@ -6,7 +6,6 @@ and the pass that fills the cache have nearly all of the effect. What is fitted 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..stream.cache import KVCache
 from ..stream.noise import from_tensors
-from ..stream.sampler import Denoiser, call
+from ..stream.sampler import Chunk, Denoiser, call, write
+from ..stream.schedule import Schedule
 from ..wan.forward import encode_text
+from .aside import aside
 from .rollout import Setting, draw_noise
 
 CHUNKS = 3
@@ -45,11 +47,12 @@ def call_errors(
     `embeddings` [prompts, tokens, text_dim]. `generated(setting)` chunks are generated, `on_chunk` hears of each.
     """
     schedule, spans = setting.preset.schedule, setting.spans[: CHUNKS + FOLLOWED - 1]
+    frames = spans[-1].stop
     noise, fresh = draw_noise(setting, embeddings, seeds, len(spans))
     text, other_text = (encode_text(tree, setting.config, embeddings) for tree in (full, quantized))
-    cache = setting.cache()
+    cache = setting.preset.cache(frames)  # has no room for chunks that are not generated
 
-    def generate(index: int, changed: int | None = None) -> Tensor:
+    def generate(cache: KVCache, index: int, changed: int | None = None) -> Tensor:
         """Chunk `index` with call `changed` quantized, its cache pass included."""
         main = Denoiser(full, setting.config, text, cache)
         other = replace(main, tree=quantized, text=other_text)
@@ -60,40 +63,48 @@ def call_errors(
                 sigma = schedule.sigma(timestep)
                 x = ((1 - sigma) * x.float() + sigma * source(x.shape).float()).to(x.dtype)
             x = call(other if step == changed else main, schedule, x, index, step, timestep, start)
-        writer = other if changed == len(steps) else main
-        call(writer, schedule, x, index, len(steps), schedule.context_noise, start)
+        write(other if changed == len(steps) else main, Chunk(index, start, x), schedule)
         on_chunk()
         return x
 
-    rows, states, clean = [], [], []
-    for index in range(len(spans)):
-        states.append(copy.deepcopy(cache))
-        clean.append(generate(index))
+    with aside(cache, frames) as ahead:
+        clean = [generate(ahead, index) for index in range(len(spans))]
+    rows = []
     for k in range(min(CHUNKS, len(spans))):
         row = []
         for changed in range(len(schedule.of_chunk(k)) + 1):
-            cache = copy.deepcopy(states[k])
             followed = range(k, min(k + FOLLOWED, len(spans)))
-            branch = [generate(j, changed if j == k else None) for j in followed]
+            with aside(cache, frames) as branching:
+                branch = [generate(branching, j, changed if j == k else None) for j in followed]
             pairs = zip(branch, clean[k:], strict=False)
             errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]
             row.append(torch.stack(errors).mean(0).cpu())
         rows.append(row)
+        write(Denoiser(full, setting.config, text, cache), Chunk(k, spans[k].start, clean[k]), schedule)
     found = torch.zeros(len(seeds), *nothing_measured(setting).shape[1:], dtype=torch.float64)
     for k, row in enumerate(rows):
         found[:, k, : len(row)] = torch.stack(row, 1)
     return found
 
 
+def timesteps_of(schedule: Schedule, chunks: int) -> list[list[float]]:
+    """Timesteps of the model calls of each chunk, that of the pass that fills the cache last."""
+    return [[*schedule.of_chunk(k), schedule.context_noise] for k in range(chunks)]
+
+
 def calls_of(setting: Setting) -> list[int]:
     """Model calls of each chunk, the pass that fills the cache included."""
-    return [len(setting.preset.schedule.of_chunk(k)) + 1 for k in range(len(setting.spans))]
+    return [len(steps) for steps in timesteps_of(setting.preset.schedule, len(setting.spans))]
 
 
 def nothing_measured(setting: Setting) -> Tensor:
     """The errors of no prompts: float64 [0, measured chunks, calls]."""
-    calls = calls_of(setting)[:CHUNKS]
-    return torch.zeros(0, len(calls), max(calls), dtype=torch.float64)
+    return torch.zeros(0, *measured_shape(calls_of(setting)), dtype=torch.float64)
+
+
+def measured_shape(calls: Sequence[int]) -> tuple[int, int]:
+    """Measured chunks, and calls at most, of a clip with so many calls in each chunk."""
+    return min(CHUNKS, len(calls)), max(calls[:CHUNKS])
 
 
 def generated(setting: Setting) -> int:

@@ -41,6 +41,8 @@ class Collector:
                 f"The inputs of {self.names[0]} became NaN or infinite in calibration: the checkpoint or the prompts "
                 "overflow there. Stream the full-precision model with the same prompts first."
             )
+        if not len(x):
+            return  # a small part may have no token in the share
         stats = LayerStats.of(x, full, torch.full((len(x),), weight, device=x.device), self.generator)
         if self.stats is None:
             self.stats = stats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from ..stream.presets import Preset
 from ..stream.sampler import Denoiser, Step, denoise, spans, write
 from ..wan.config import WanConfig
 from ..wan.forward import encode_text
+from .aside import aside
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Call:
     start: int
     """First latent frame."""
     latents: Tensor
-    """[batch, channels, frames, height, width]."""
+    """[batch, channels, frames, height, width], on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def roll_out(
     With a `quantized` tree, also measure how much each chunk matters (Q-ARVD, section 3.2): errors float64
     [batch, chunks, chunks], entry [b, k, j] the mean squared error in the final latents of chunk j when the quantized
     tree generates chunk k (its cache-writing pass included) and the full one all others, from the same noise. The
-    chunks before k are the same in every run, so each run starts from a copy of the full run's cache: K (K + 1) / 2
+    chunks before k are the same in every run, so each run starts from the full run's cache: K (K + 1) / 2
     chunks are generated for K chunks, where whole runs would take K^2. `reach` [chunks] ends run k after so many of
     them and leaves 0 for the rest (None: never). `on_chunk` is called for each chunk that is generated.
     """
@@ -111,7 +111,7 @@ def roll_out(
     calls: list[Call] = []
 
     def record(step: Step) -> None:
-        calls.append(Call(step.chunk, step.index, step.timestep, step.start, step.latents))
+        calls.append(Call(step.chunk, step.index, step.timestep, step.start, step.latents.cpu()))
 
     def generate(
         model: Denoiser, index: int, end: int = len(spans_), on_step: Callable[[Step], None] = lambda step: None
@@ -131,10 +131,10 @@ def roll_out(
     branches: list[list[Tensor]] = []
     for k in range(len(spans_)):
         if other is not None:
-            cache = copy.deepcopy(main.cache)
             end = len(spans_) if reach is None else k + reach[k]
-            branch = [generate(replace(other, cache=cache), k, end)]
-            branch += [generate(replace(main, cache=cache), j, end) for j in range(k + 1, end)]
+            with aside(main.cache, setting.frames) as cache:
+                branch = [generate(replace(other, cache=cache), k, end)]
+                branch += [generate(replace(main, cache=cache), j, end) for j in range(k + 1, end)]
             branches.append(branch)
         clean.append(generate(main, k, on_step=record))
     errors = None

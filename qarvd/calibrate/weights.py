@@ -168,12 +168,12 @@ def interval(means: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def converged(errors: Tensor, chunk_frames: Sequence[int], within: float = WITHIN) -> bool:
-    """Whether every chunk's interval lies within `within` of its value; `errors` as in `FrameWeights.from_errors`."""
+    """Whether no interval reaches further than `within` of its value; `errors` as in `FrameWeights.from_errors`."""
     if len(errors) < LEAST_PROMPTS:
         return False
     found = FrameWeights.from_errors(errors, chunk_frames)
-    halves = zip(found.low, found.high, found.sensitivity, strict=True)
-    return all((high - low) / 2 <= within * value for low, high, value in halves)
+    ends = zip(found.low, found.high, found.sensitivity, strict=True)
+    return all(max(high - value, value - low) <= within * value for low, high, value in ends)
 
 
 def _effect(chunk_frames: Sequence[int], own: Sequence[float], later: Sequence[float]) -> list[float]:

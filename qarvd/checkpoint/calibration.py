@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..calibrate.calibration import Calibration
+from ..calibrate.calls import measured_shape, timesteps_of
 from ..calibrate.reach import full_reach
 from ..calibrate.rollout import Call, Rollout
 from ..errors import CheckpointError, SettingError
-from ..files import replacing
+from ..files import no_file, replacing
+from ..recipe import Recipe
 from ..stream.presets import find_preset
 from ..stream.sampler import spans
-from ..stream.schedule import STEPS
 from .write import save_file
 
 FORMAT = 1
@@ -42,6 +44,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         "size": list(calibration.size),
         "frames": calibration.frames,
         "reach": list(calibration.reach),
+        "measured_as": None if calibration.measured_as is None else json.loads(calibration.measured_as.to_json()),
         "calls": calls,
         "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
     }
@@ -53,7 +56,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 def load_calibration(path: Path) -> Calibration:
     """Read statistics. Raises CheckpointError, saying what is wrong, for any other file."""
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}.")
+        raise CheckpointError(no_file(path))
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -75,13 +78,16 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
     size, frames, preset = tuple(map(_whole, about["size"])), _whole(about["frames"]), str(about["preset"])
     height, width = size
     reach = tuple(map(_whole, about["reach"]))
-    chunk_frames = find_preset(preset).chunk_frames
+    family = find_preset(preset)
+    chunk_frames = family.chunk_frames
     if not 0 < frames <= chunk_frames * len(reach) < frames + chunk_frames:
         raise ValueError(f"{frames} frames and a reach of {len(reach)} chunks do not fit together")
     if not all(1 <= far <= most for far, most in zip(reach, full_reach(len(reach)), strict=True)):
         raise ValueError(f"the reach is {reach}")
     shapes = [(len(span), height, width) for span in spans(frames, chunk_frames)]
-    rollouts = tuple(_rollout(i, calls, tensors, shapes, chunk_frames) for i, calls in enumerate(about["calls"]))
+    steps = timesteps_of(family.schedule, len(reach))
+    due = [(k, i, time) for k, times in enumerate(steps) for i, time in enumerate(times)][:-1]
+    rollouts = tuple(_rollout(i, calls, tensors, shapes, chunk_frames, due) for i, calls in enumerate(about["calls"]))
     prompts = sum(len(rollout.embeddings) for rollout in rollouts)
     errors = tensors["errors"]
     if not prompts:
@@ -91,15 +97,24 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
     if not (_finite(errors) and (errors >= 0).all()):
         raise ValueError("the errors are not finite, or negative")
     calls = tensors["call_errors"]
-    if calls.ndim != 3 or len(calls) > prompts or not (_finite(calls) and (calls >= 0).all()):
-        raise ValueError(f"the errors of calls, of shape {tuple(calls.shape)}, are not finite, or negative")
-    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach, calls)
+    if calls.ndim != 3 or len(calls) > prompts or calls.shape[1:] != measured_shape([len(times) for times in steps]):
+        raise ValueError(f"the errors of calls have shape {tuple(calls.shape)}")
+    if not (_finite(calls) and (calls >= 0).all()):
+        raise ValueError("the errors of calls are not finite, or negative")
+    measured = about.get("measured_as")
+    recipe = None if measured is None else Recipe.from_json(json.dumps(measured))
+    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach, calls, recipe)
 
 
 def _rollout(
-    number: int, calls: Any, tensors: dict[str, Tensor], shapes: list[tuple[int, int, int]], chunk_frames: int
+    number: int,
+    calls: Any,
+    tensors: dict[str, Tensor],
+    shapes: list[tuple[int, int, int]],
+    chunk_frames: int,
+    due: list[tuple[int, int, float]],
 ) -> Rollout:
-    """Roll-out `number`, whose chunks are of `shapes` (frames, height, width)."""
+    """Roll-out `number`: chunks of `shapes` (frames, height, width), calls as `due` (chunk, step, timestep)."""
     text = tensors[f"rollouts.{number}.text_embeds"]
     if text.ndim != 3 or not _finite(text):
         raise ValueError(f"the text embeddings, of shape {tuple(text.shape)}, are not finite or do not have three axes")
@@ -110,8 +125,6 @@ def _rollout(
         )
         if not 0 <= call.chunk < len(shapes) or call.start != call.chunk * chunk_frames:
             raise ValueError(f"a call of chunk {chunk} starts at frame {start}")
-        if not 0 <= call.timestep <= STEPS:
-            raise ValueError(f"a call is at timestep {timestep}")
         batch, *shape = call.latents.shape[:1] + call.latents.shape[2:]
         if batch != len(text) or tuple(shape) != shapes[call.chunk] or not call.latents.numel():
             raise ValueError(f"a call's latents have shape {tuple(call.latents.shape)}")
@@ -119,9 +132,11 @@ def _rollout(
             raise ValueError("a call's latents are not finite")
         made.append(call)
     order = [(call.chunk, call.step) for call in made]
-    counts = [sum(call.chunk == k for call in made) for k in range(len(shapes))]
-    if not all(counts) or order != [(k, i) for k, count in enumerate(counts) for i in range(count)]:
+    if order != [(chunk, step) for chunk, step, _ in due]:
         raise ValueError(f"the calls are of chunks and steps {order}")
+    for call, (_, _, timestep) in zip(made, due, strict=True):
+        if not isclose(call.timestep, timestep, rel_tol=1e-6):
+            raise ValueError(f"a call is at timestep {call.timestep}, its family's is {timestep}")
     return Rollout(text, tuple(made))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class Model:
     @property
     def preset(self) -> Preset:
         return PRESETS[self.preset_name]
+
+    @cached_property
+    def identity(self) -> str:
+        """The checksum in bfloat16, the same whatever dtype the model computes in; as the tree was when first asked."""
+        return checksum(self.tree.state_dict(), torch.bfloat16)
 
 
 def load(path: Path, preset: str | None = None) -> Model:
@@ -128,11 +134,15 @@ def state_tensors(model: Model) -> dict[str, Tensor]:
         if isinstance(module, QuantizedLinear):
             tensors.update(write_linear(name, module.weight))
     for key, tensor in model.tree.state_dict().items():
-        dtype = model.dtypes.get(key, tensor.dtype)
-        if dtype == torch.float32 and key.endswith(".weight") and tensor.ndim > 1:
-            dtype = torch.bfloat16
-        tensors[key] = tensor.to(dtype)
+        tensors[key] = tensor.to(written_dtype(model, key, tensor))
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def written_dtype(model: Model, key: str, tensor: Tensor) -> torch.dtype:
+    """The dtype in which a file holds `tensor`, called `key`."""
+    dtype = model.dtypes.get(key, tensor.dtype)
+    matrix = key.endswith(".weight") and tensor.ndim > 1
+    return torch.bfloat16 if matrix and dtype == torch.float32 else dtype
 
 
 def save(model: Model, path: Path) -> None:
@@ -157,12 +167,16 @@ def save(model: Model, path: Path) -> None:
         save_file(tensors, temporary, metadata)
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of all tensors, in the order of their names (docs/format.md)."""
+def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over name, dtype, shape and bytes of all tensors, in the order of their names (docs/format.md).
+
+    With a `dtype`, of the tensors as rounded to it, one at a time.
+    """
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        tensor = tensors[key].detach().contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        digest.update(f"{key} {dtype} {list(tensor.shape)}\n".encode())
+        tensor = tensors[key].detach().cpu()
+        tensor = tensor.to(dtype or tensor.dtype).contiguous()
+        name = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{key} {name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import no_file
 from .naming import normalise, unwrap
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
@@ -50,7 +51,7 @@ class Contents:
 def read(path: Path) -> Contents:
     """Read a safetensors file, or a torch file as plain tensors only. Raises CheckpointError for anything else."""
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}.")
+        raise CheckpointError(no_file(path))
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif path.suffix in PICKLED:

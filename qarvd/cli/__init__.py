@@ -1,4 +1,7 @@
-"""`python -m qarvd VERB`: one module of this folder per verb, with `HELP`, `add_arguments` and `run`."""
+"""`python -m qarvd VERB`: one module of this folder per verb, with `HELP`, `add_arguments` and `run`.
+
+What `run` returns, if anything, is the exit code.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ import torch
 
 from ..errors import QarvdError
 
-VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare", "report")
+VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
+
+ADVICE = {
+    "calibrate": "take a smaller --size, fewer --chunks, or --device cpu",
+    "quantize": "take a smaller --size, fewer --chunks, or --device cpu",
+    "stream": "take a smaller --window or --size, or --cache int8 or int4",
+    "report": "take a smaller --size or fewer --chunks",
+}
+"""What to do when memory runs out, by verb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,21 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(verbs.add_parser(verb, help=module.HELP, description=module.HELP, parents=[debug]))
     args = parser.parse_args(argv)
     try:
-        modules[args.verb].run(args)
+        return modules[args.verb].run(args) or 0
     except (QarvdError, OSError, torch.OutOfMemoryError) as error:
         if args.debug:
             raise
-        print(f"qarvd: {_sentence(error)}", file=sys.stderr)
+        print(f"qarvd: {_sentence(error, args.verb)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("qarvd: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, verb: str) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return "Memory ran out; take a smaller --window or --size, or --cache int8."
+        return f"Memory ran out; {ADVICE.get(verb, 'end other programs that use it, and try again')}."
     if isinstance(error, OSError):
         return f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}."
     return str(error)

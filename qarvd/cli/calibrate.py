@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import __version__
 from ..calibrate import prompts as shipped
 from ..calibrate.calibration import Calibration
 from ..calibrate.reach import REACHES
@@ -18,17 +19,32 @@ from ..checkpoint.calibration import save_calibration
 from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
 from ..errors import CheckpointError, PromptError, SettingError
+from ..files import no_file
 from ..jobs.calibrate import SEED, calibrate, identity, setting_of
+from ..jobs.pace import NO_REST, Rest
 from ..jobs.work import Work
 from ..recipe import RECIPES, Recipe
 from ..stream.sampler import frame_tokens
 from ..wan.forward import pad_text
-from .common import add_model, check_out, load_model, one_tensor, parse_size, pick_device, text_table
+from .common import (
+    CHUNKS,
+    add_model,
+    check_out,
+    load_model,
+    model_path,
+    one_tensor,
+    parse_size,
+    pick_device,
+    text_table,
+    wanted_frames,
+)
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
 LEAST_PROMPTS = 4
 DEMO_PROMPTS = 64
 """Of the prompts the demo model was trained on, where none are given."""
+DEFAULTS: dict[str, object] = {"size": "60x104", "reach": "short", "seed": SEED}
+"""Of options that are None where they were not given, so that one without a use is noticed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,22 +62,41 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help="a text file, one prompt a line, for the demo model; else a safetensors file of text_embeds "
         "[prompts, tokens, text_dim]",
     )
-    parser.add_argument("--chunks", type=int, default=7, help="chunks of each calibration clip (7)")
-    parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents")
+    parser.add_argument("--chunks", type=int, help=f"chunks of each calibration clip ({CHUNKS})")
+    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({DEFAULTS['size']})")
     parser.add_argument(
         "--reach",
         choices=REACHES,
-        default="full",
-        help="how far each chunk's effect is followed: to the end, as published, or short, at a third of the time",
+        help=f"how far each chunk's effect is followed: to the end, as published (full), or short, at a third of the "
+        f"time; then the rest is told from that, weights within 6 %% ({DEFAULTS['reach']})",
     )
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--budget-minutes", type=float, help="take as many of the prompts as this time allows")
+    parser.add_argument("--seed", type=int, help=f"of the first clip's noise ({DEFAULTS['seed']})")
+    parser.add_argument(
+        "--budget-minutes",
+        type=float,
+        help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
+        "the first ones; one batch at least",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
     parser.add_argument("--device", default="auto")
 
 
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of the options that the user gave."""
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    return [option for option, value in values.items() if value is not None and value is not False]
+
+
+def filled(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with defaults in the place of options that were not given."""
+    return argparse.Namespace(
+        **{name: DEFAULTS.get(name) if value is None else value for name, value in vars(args).items()}
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    check_out(args.out, ".safetensors")
+    args = filled(args)
+    check_out(args.out, ".safetensors", model_path(args.model), args.prompts)
     model = load_model(args.model, args.preset)
     recipe = RECIPES[args.recipe]
     clips = read_clips(args, model)
@@ -88,17 +123,16 @@ class Clips:
         return {"prompts": checksum({"text_embeds": self.embeddings}), "size": self.size, "frames": self.frames}
 
 
-def demo_clips(model: Model, prompts_: int, chunks: int) -> Clips:
+def demo_clips(prompts_: int, frames: int) -> Clips:
     """Clips of prompts that the demo model was trained on."""
     side = bundle.LATENT_SIDE
     known = prompts.split_prompts()[0][:prompts_]
-    return Clips(bundle.embed(known), (side, side), chunks * model.preset.chunk_frames)
+    return Clips(bundle.embed(known), (side, side), frames)
 
 
 def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     """The clips that the arguments ask for. Raises QarvdErrors for what this model cannot be calibrated with."""
-    if args.chunks < 1:
-        raise SettingError("--chunks must be at least 1.")
+    frames = wanted_frames(args.chunks, None, model.preset)
     if args.budget_minutes is not None and not args.budget_minutes > 0:
         raise SettingError("--budget-minutes must be above 0.")
     demo = model.preset_name == "demo"
@@ -108,7 +142,7 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
                 "--prompts is missing: a safetensors file of text_embeds [prompts, tokens, text_dim], such as the 64 "
                 f"prompts in {shipped.FILE}, encoded by the checkpoint's text encoder."
             )
-        return demo_clips(model, DEMO_PROMPTS, args.chunks)
+        return demo_clips(DEMO_PROMPTS, frames)
     embeddings = read_prompts(args.prompts, demo)
     if len(embeddings) < LEAST_PROMPTS:
         raise PromptError(
@@ -118,13 +152,13 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     pad_text(model.config, embeddings[:1])
     size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
     frame_tokens(model.config, *size)
-    return Clips(embeddings, size, args.chunks * model.preset.chunk_frames)
+    return Clips(embeddings, size, frames)
 
 
 def read_prompts(path: Path, demo: bool) -> Tensor:
     """Embeddings of a list of prompts. Raises PromptError or CheckpointError for a file that holds none."""
     if not path.is_file():
-        raise PromptError(f"There is no file {path}.")
+        raise PromptError(no_file(path))
     if demo:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -156,6 +190,8 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
     """The folder beside the result in which finished parts are kept until it is written."""
     job: dict[str, object] = {
         "verb": args.verb,
+        "qarvd": __version__,
+        "device": str(pick_device(args.device)),
         "model": identity(model),
         "preset": model.preset_name,
         "recipe": recipe.to_json(),
@@ -175,6 +211,7 @@ def run_calibration(
     reach: str = "full",
     work: Work | None = None,
     minutes: float | None = None,
+    rest: Rest = NO_REST,
 ) -> Calibration:
     """Calibrate with a progress bar."""
     with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
@@ -185,7 +222,7 @@ def run_calibration(
 
         texts, size, frames = clips.embeddings, clips.size, clips.frames
         return calibrate(
-            model, texts, size, frames, recipe, seed, reach=reach, work=work, minutes=minutes, on_chunk=show
+            model, texts, size, frames, recipe, seed, reach=reach, work=work, minutes=minutes, rest=rest, on_chunk=show
         )
 
 

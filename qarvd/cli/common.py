@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,15 @@ from ..checkpoint.read import read
 from ..demo.bundle import MODEL
 from ..errors import CheckpointError, SettingError
 from ..files import part_beside
+from ..ops.cuda.cache import user_folder
+from ..ops.cuda.device import load as load_kernels
 from ..ops.linear import QuantizedLinear
-from ..stream.presets import PRESETS
+from ..stream.presets import PRESETS, Preset
+
+CHUNKS = 7
+"""Of a clip, where nothing is said."""
+MOST_FRAMES = 100_000
+"""Latent frames of a clip: seven hours."""
 
 
 def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -27,12 +35,21 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def load_model(name: str, preset: str | None = None) -> Model:
     """Load a checkpoint file, or the bundled demo model."""
-    return load(MODEL if name == "demo" else Path(name), preset)
+    return load(model_path(name), preset)
+
+
+def model_path(name: str) -> Path:
+    """Where a model lies."""
+    return MODEL if name == "demo" else Path(name)
 
 
 def ready(model: Model, device: str) -> None:
     """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), prepare, and voice caveats."""
     target = pick_device(device)
+    if target.type == "cuda":
+        kernels = load_kernels(target, kernel_folder(), say)
+        if isinstance(kernels, str):
+            say(f"The CUDA kernels can't be used: {kernels}. Plain torch takes their place.")
     model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
     caveats = {}
     for module in model.tree.modules():
@@ -41,6 +58,11 @@ def ready(model: Model, device: str) -> None:
             caveats[module.backend.caveat(module.weight)] = None
     for caveat in filter(None, caveats):
         say(caveat)
+
+
+def kernel_folder() -> Path:
+    """Where this user's compiled CUDA kernels are kept."""
+    return user_folder(sys.platform, os.environ, Path.home())
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,11 +76,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device(known[name])
 
 
-def check_out(path: Path, suffix: str) -> None:
-    """Refuse, before the work, a name of another kind of file or one that nothing can be written to."""
+def check_out(path: Path, suffix: str, *inputs: Path | str | None) -> None:
+    """Refuse, before the work, a name of another kind of file, an input's, or one that nothing can be written to."""
     if path.suffix != suffix:
         raise SettingError(f"{path} must end in {suffix}.")
+    if path.resolve() in {Path(name).resolve() for name in inputs if name is not None}:
+        raise SettingError(f"{path} is read, too, and writing would destroy it; give another name to write.")
     part_beside(path).unlink()
+
+
+def wanted_frames(chunks: int | None, frames: int | None, preset: Preset) -> int:
+    """Latent frames to generate. Raises SettingError for none, and for more than memory could ever hold."""
+    option, asked = ("--chunks", CHUNKS if chunks is None else chunks) if frames is None else ("--frames", frames)
+    count = asked if frames is not None else asked * preset.chunk_frames
+    if count < 1:
+        raise SettingError(f"{option} must be at least 1.")
+    if count > MOST_FRAMES:
+        raise SettingError(f"{option} {asked} makes {count:,} latent frames; {MOST_FRAMES:,} is the most.")
+    return count
 
 
 def parse_size(text: str) -> tuple[int, int]:

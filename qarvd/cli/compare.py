@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint.model import Model
 from ..checkpoint.read import read
 from ..errors import CheckpointError, ShapeError
+from ..files import no_file
 from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import linear_groups, relative_error
@@ -41,7 +42,7 @@ def read_clip(name: str) -> Tensor | None:
     """The frames [frames, ...] of a video or of latents; None where the file is no clip."""
     path = Path(name)
     if name != "demo" and not path.is_file():
-        raise CheckpointError(f"There is no file {path}.")
+        raise CheckpointError(no_file(path))
     if path.suffix == ".mp4":
         try:
             with av.open(str(path)) as container:

@@ -26,8 +26,9 @@ from ..report.page import Clip, Figure, Picture, render_page
 from ..report.png import png_bytes, write_png
 from ..report.sheet import contact_sheet
 from ..report.video import VideoWriter
+from ..stream.presets import PRESETS
 from .calibrate import demo_clips, place, run_calibration
-from .common import load_model, ready, say, size_text, text_table
+from .common import load_model, ready, say, size_text, text_table, wanted_frames
 from .quantize import with_bar
 
 HELP = "the main job on the bundled model: detect outliers, quantize to W8A8 and W4A8, stream all three, report"
@@ -47,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.samples < 64 or args.chunks < 1:
         raise SettingError("The demo needs at least 64 samples and at least 1 chunk.")
+    wanted_frames(args.chunks, None, PRESETS["demo"])
+    clips = demo_clips(PROMPTS, wanted_frames(None, None, PRESETS["demo"]))
     began = time.perf_counter()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         path = args.out / f"demo-{name}.safetensors"
         model = load_model("demo")
         place(model, "cpu")
-        calibration = calibration or run_calibration(model, recipe, demo_clips(model, PROMPTS, 7))
+        calibration = calibration or run_calibration(model, recipe, clips)
         quantized, layers[name] = with_bar(model, recipe, calibration)
         save(quantized, path)
         variants[name] = (load(path), path)  # what is measured is what was written

@@ -14,17 +14,18 @@ from ..checkpoint.calibration import load_calibration
 from ..checkpoint.model import Model, save
 from ..errors import SettingError
 from ..jobs.budget import check_target
-from ..jobs.quantize import quantize
+from ..jobs.pace import CHOOSING, FITTING
+from ..jobs.quantize import check_stream, quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
 from ..recipe import OUTLIERS, RECIPES, Recipe
-from .calibrate import add_calibration, open_work, place, read_clips, run_calibration
-from .common import add_model, check_out, load_model, say, size_text, text_table
+from .calibrate import add_calibration, filled, given, open_work, place, read_clips, run_calibration
+from .common import add_model, check_out, load_model, model_path, say, size_text, text_table
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
-CALIBRATION_SHARE = 0.4
-"""Of --budget-minutes that may go into rolling out prompts; walking through the blocks takes about as long again."""
+OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
+"""Options that say what clips are rolled out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single-scale", action="store_true", help="the same as --outliers none")
     parser.add_argument("--symmetric", action="store_true", help="weights without zero points")
     parser.add_argument("--target", help="choose 4, 8 or 16 bits a layer to meet a size, such as 900MB or '4.5 bits'")
+    parser.add_argument(
+        "--stream-chunks",
+        type=int,
+        help="weigh chunks as a stream of so many would, the measured effects going on as they decay (as the clips)",
+    )
     parser.add_argument("--data-free", action="store_true", help="round to nearest, without any calibration")
     parser.add_argument("--stats", type=Path, help="statistics written by `calibrate`, instead of --prompts")
     add_calibration(parser)
@@ -42,13 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    recipe = wanted(args)
-    check_out(args.out, ".safetensors")
+    recipe, unused = wanted(args), needing_data(args)
+    args = filled(args)
+    check_out(args.out, ".safetensors", model_path(args.model), args.prompts, args.stats)
     model = load_model(args.model, args.preset)
     check_target(model, recipe)
     if not args.data_free and not args.stats and not args.prompts and model.preset_name != "demo":
-        if args.target is not None:
-            raise SettingError("--target weighs what each layer does on prompts; give --prompts or --stats.")
+        if unused:
+            raise SettingError(f"{needs(unused)} calibration on prompts; give --prompts or --stats.")
         say(
             "No prompts were given, so weights are rounded to nearest without calibration; --prompts (or --stats) "
             "makes a much better model."
@@ -68,11 +75,16 @@ def run(args: argparse.Namespace) -> None:
 
 def wanted(args: argparse.Namespace) -> Recipe:
     """The recipe with the user's changes. Raises SettingError for those that exclude each other."""
-    if args.prompts and args.stats:
-        raise SettingError("--prompts and --stats were both given; statistics bring their own prompts, so drop one.")
+    if args.stats and (double := given(args, *OF_CLIPS)):
+        raise SettingError(
+            f"{', '.join(double)} and --stats were both given, but statistics bring their own clips; drop one."
+        )
     if args.data_free and (data := needing_data(args)):
-        raise SettingError(f"--data-free does without calibration, but {', '.join(data)} needs it; drop one.")
-    recipe = replace(RECIPES[args.recipe], symmetric=args.symmetric, target=args.target)
+        raise SettingError(f"--data-free does without calibration, but {needs(data)} it; drop one.")
+    if args.single_scale and args.outliers:
+        raise SettingError(f"--single-scale and --outliers {args.outliers} were both given; drop one.")
+    options = {"symmetric": args.symmetric, "target": args.target, "stream_chunks": args.stream_chunks}
+    recipe = replace(RECIPES[args.recipe], **options)
     if args.rounding:
         recipe = replace(recipe, rounding=args.rounding)
     if args.outliers or args.single_scale:
@@ -82,14 +94,17 @@ def wanted(args: argparse.Namespace) -> Recipe:
 
 def needing_data(args: argparse.Namespace) -> list[str]:
     """The options given that mean nothing without a calibration."""
-    needing = {
-        "--prompts": args.prompts is not None,
-        "--stats": args.stats is not None,
-        "--target": args.target is not None,
+    by_value = {
         f"--rounding {args.rounding}": args.rounding not in (None, "nearest"),
         f"--outliers {args.outliers}": args.outliers == "search",
     }
-    return [option for option, given in needing.items() if given]
+    found = given(args, *OF_CLIPS, "stats", "target", "stream_chunks", "resume")
+    return [*found, *(option for option, needed in by_value.items() if needed)]
+
+
+def needs(options: list[str]) -> str:
+    """`options` as the subject, and the verb."""
+    return f"{', '.join(options)} {'needs' if len(options) == 1 else 'need'}"
 
 
 def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[Model, list[LayerReport]]:
@@ -97,12 +112,14 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
     place(model, args.device)
     if args.stats:
         calibration = load_calibration(args.stats)
+        check_stream(recipe, len(calibration.reach))
         work = open_work(args, model, recipe, {"stats": sha256(args.stats.read_bytes()).hexdigest()})
     else:
         clips = read_clips(args, model)
+        check_stream(recipe, -(-clips.frames // model.preset.chunk_frames))
         work = open_work(args, model, recipe, clips.about)
-        minutes = None if args.budget_minutes is None else CALIBRATION_SHARE * args.budget_minutes
-        calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, minutes)
+        rest = FITTING if recipe.target is None else FITTING + CHOOSING
+        calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, rest)
     model, reports = with_bar(model, recipe, calibration, work)
     work.finish(lambda path: save(model, path), args.out)
     return model, reports

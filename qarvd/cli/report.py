@@ -12,7 +12,7 @@ from ..calibrate.weights import FrameWeights
 from ..checkpoint.model import Model
 from ..demo.experiment import weight_bits
 from ..errors import CheckpointError, SettingError, ShapeError
-from ..files import replacing
+from ..files import no_file, replacing
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT
 from ..quantize.model import linear_groups, linear_of, relative_error
@@ -23,7 +23,7 @@ from ..report.methods import Method, methods_chapter, read_methods
 from ..report.norms import Norms
 from ..report.page import render_page
 from ..report.quantization import chunks_chapter, errors_chapter, layers_chapter, outliers_chapter
-from .common import add_model, check_out, load_model, say
+from .common import add_model, check_out, load_model, model_path, say
 from .side_by_side import FULL, compare, streamed, wanted_cases
 
 HELP = "one page on what quantizing did: chunks that matter, outliers, errors, drift, videos side by side"
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_out(args.out, ".html")
+    check_out(args.out, ".html", model_path(args.full), *args.quantized, *(args.prompt or ()), args.quality)
     methods = read_quality(args.quality) if args.quality else {}
     full = load_model(args.full, args.preset)
     files = named(args.quantized)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 def read_quality(path: Path) -> dict[str, list[Method]]:
     """The measured methods of a JSON file. Raises SettingError for any other file."""
     if not path.is_file():
-        raise SettingError(f"There is no file {path}.")
+        raise SettingError(no_file(path))
     try:
         return read_methods(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -171,6 +171,7 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
         raise CheckpointError(f"The frame weights in {path} cannot be read; quantize the model again.") from error
     if not weights.prompts:
         return None
+    reach = read_reach(path, notes, len(weights.chunk_frames))
     return Sensitivity(
         weights.chunk_frames,
         weights.sensitivity,
@@ -180,4 +181,14 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
         weights.fitted,
         weights.rate,
         weights.prompts,
+        reach,
     )
+
+
+def read_reach(path: Path, notes: Mapping[str, Any], chunks: int) -> list[int]:
+    """How far each of `chunks` chunks was followed; nothing where an older file does not say."""
+    about = notes.get("calibration", {})
+    reach = about.get("reach", []) if isinstance(about, dict) else None
+    if not isinstance(reach, list) or any(type(far) is not int for far in reach) or len(reach) not in (0, chunks):
+        raise CheckpointError(f"What {path} notes of its calibration is damaged; quantize the model again.")
+    return reach

@@ -20,8 +20,8 @@ from ..report.quantization import drift_chapter
 from ..report.strips import strips
 from ..stream.preview import rgb_preview
 from ..stream.rollout import roll_out
-from .common import parse_size, ready
-from .stream import read_embeddings, wanted_frames
+from .common import parse_size, ready, wanted_frames
+from .stream import read_embeddings
 
 FULL = "full"
 DEMO_PROMPTS = 16

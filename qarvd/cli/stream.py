@@ -19,7 +19,7 @@ from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
-from .common import add_model, check_out, load_model, one_tensor, parse_size, ready, say
+from .common import add_model, check_out, load_model, model_path, one_tensor, parse_size, ready, say, wanted_frames
 
 HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
 
@@ -47,11 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_guidance(args.cfg)
-    check_out(args.out, ".mp4")
+    inputs = (model_path(args.model), args.prompt, args.initial)
+    check_out(args.out, ".mp4", *inputs)
     if args.endless and args.latents:
         raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
     if args.latents:
-        check_out(args.latents, ".safetensors")
+        check_out(args.latents, ".safetensors", *inputs)
     model = load_model(args.model, args.preset)
     demo = model.preset_name == "demo"
     preset = windowed(model.preset, args.window, args.sink)
@@ -106,14 +107,6 @@ def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
     """The preset with the user's window and sink."""
     preset = replace(preset, window=preset.window if window is None else window)
     return replace(preset, sink=preset.sink if sink is None else sink)
-
-
-def wanted_frames(chunks: int | None, frames: int | None, preset: Preset) -> int:
-    """Latent frames to generate. Raises SettingError unless there is at least one."""
-    count = frames if frames is not None else (7 if chunks is None else chunks) * preset.chunk_frames
-    if count < 1:
-        raise SettingError(f"{'--frames' if chunks is None else '--chunks'} must be at least 1.")
-    return count
 
 
 def pixel_frames(latent_frames: int, demo: bool) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..calibrate.rollout import Rollout, Setting
-from ..checkpoint.model import Model
+from ..checkpoint.model import Model, written_dtype
 from ..errors import SettingError
 from ..quantize.budget import Allocation, Option, allocate, parse_target
 from ..quantize.effect import option_errors
@@ -70,7 +70,7 @@ def _options(
     if target.bits is not None:
         capacity = target.bits / 8 * sum(group.numel for group in groups.values())
     else:
-        stored = sum(p.numel() * model.dtypes[key].itemsize for key, p in model.tree.named_parameters())
+        stored = sum(p.numel() * written_dtype(model, key, p).itemsize for key, p in model.tree.named_parameters())
         others = stored - sum(group.wide for group in groups.values())
         others += HEADER + HEADER_PER_LINEAR * sum(map(len, groups))
         assert target.bytes is not None
@@ -98,13 +98,13 @@ class _Group:
     rows: int
     channels: int
     wide: int
-    """Bytes as they are."""
+    """Bytes in a file where they are not quantized."""
 
     @classmethod
     def of(cls, model: Model, names: Names) -> _Group:
-        weights = [model.tree.get_parameter(f"{name}.weight") for name in names]
-        wide = sum(w.numel() * model.dtypes[f"{name}.weight"].itemsize for name, w in zip(names, weights, strict=True))
-        return cls(len(names), sum(map(len, weights)), weights[0].shape[1], wide)
+        weights = {f"{name}.weight": model.tree.get_parameter(f"{name}.weight") for name in names}
+        wide = sum(w.numel() * written_dtype(model, key, w).itemsize for key, w in weights.items())
+        return cls(len(names), sum(map(len, weights.values())), next(iter(weights.values())).shape[1], wide)
 
     @property
     def numel(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -13,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..calibrate import calls
-from ..calibrate.calibration import Calibration, batch_prompts, collect
+from ..calibrate.calibration import Batch, Calibration, batch_prompts, collect
+from ..calibrate.collect import refusing_overflow
 from ..calibrate.reach import REACHES
 from ..calibrate.rollout import Setting
-from ..checkpoint.model import Model, checksum
+from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
+from .pace import NO_REST, Clock, Rest
 from .work import Work
 
 SEED = 20_000
@@ -27,13 +28,10 @@ SEED = 20_000
 
 
 def identity(model: Model) -> str:
-    """The checksum of a full-precision model, in bfloat16, so that it is the same whatever dtype it computes in.
-
-    Raises CheckpointError for a quantized one.
-    """
+    """What tells a full-precision model from others. Raises CheckpointError for a quantized one."""
     if model.recipe is not None:
         raise CheckpointError("The model is already quantized; start from the full-precision checkpoint.")
-    return checksum({key: tensor.cpu().bfloat16() for key, tensor in model.tree.state_dict().items()})
+    return model.identity
 
 
 def setting_of(model: Model, size: tuple[int, int], frames: int) -> Setting:
@@ -52,13 +50,14 @@ def calibrate(
     reach: str = "full",
     work: Work | None = None,
     minutes: float | None = None,
+    rest: Rest = NO_REST,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
 ) -> Calibration:
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
     Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts, and only where
-    the recipe wants frame weights; `reach` names how far each effect is followed. Work stops early after `minutes`,
-    with the prompts done by then.
+    the recipe wants frame weights; `reach` names how far each effect is followed. Of the prompts as many are taken as
+    fit `minutes` with all that follows, `rest` included, at the pace of those before; one batch at least.
     """
     setting = setting_of(model, size, frames)
     chunks = len(setting.spans)
@@ -66,34 +65,37 @@ def calibrate(
         raise SettingError(f"There is no reach {reach!r}; choose from {', '.join(REACHES)}.")
     errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), REACHES[reach](chunks)
     no_calls = calls.nothing_measured(setting)
-    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls)
+    rounded = recipe.without_data()
+    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls, rounded)
     quantized: Any = None
     if recipe.frame_weights and chunks > 1:
         quantized = copy.deepcopy(model.tree)
-        quantize_tree(quantized, model.config.num_layers, recipe.without_data())
+        quantize_tree(quantized, model.config.num_layers, rounded)
     texts = embeddings.to(model.tree.patch_embedding.weight)
     at_once = batch_prompts(setting)
     few = texts[: min(calls.PROMPTS, calls.BATCHES * at_once)].split(at_once) if len(texts) else ()
     later = calls.generated(setting) * len(few) if quantized is not None and recipe.call_weights else 0
-    began = time.monotonic()
+    clock = Clock(work)
     stop = None if work is None else work.note("prompts")
 
     def enough(prompts: int) -> bool:
         nonlocal stop
-        if stop is None and minutes is not None:
-            elapsed = (time.monotonic() - began) / 60
-            if elapsed + elapsed / prompts > minutes:
-                stop = prompts
-                if work is not None:
-                    work.note("prompts", stop)
+        finished = work is not None and work.has_batch(prompts)
+        late = minutes is not None and clock.in_all(prompts // at_once, chunks, later, rest) > minutes
+        if stop is None and late and not finished:
+            stop = prompts
+            if work is not None:
+                work.note("prompts", stop)
         return stop is not None and prompts >= stop
 
-    done = 0
-
     def progress(now: int, most: int) -> None:
-        nonlocal done
-        done = now
+        clock.generated = now
         on_chunk(now, most + later)
+
+    def keep(first: int, batch: Batch) -> None:
+        if work is not None:
+            work.keep_batch(first, batch, nothing)
+            clock.store()
 
     rollouts, errors = collect(
         setting,
@@ -104,16 +106,16 @@ def calibrate(
         most_measured,
         far,
         recall=(lambda first: None) if work is None else work.recall_batch,
-        keep=(lambda first, batch: None) if work is None else lambda first, b: work.keep_batch(first, b, nothing),
+        keep=keep,
         enough=enough,
         on_chunk=progress,
     )
     found = replace(nothing, rollouts=tuple(rollouts), errors=errors)
     if not later:
         return found
-    measured, numbers = None if work is None else work.note("calls"), count(done + 1)
+    measured, numbers = None if work is None else work.note("calls"), count(clock.generated + 1)
     if measured is None:
-        end = done + later
+        end = clock.generated + later
         errors = measure_calls(setting, model.tree, quantized, few, seed, lambda: on_chunk(next(numbers), end))
         measured = errors.tolist()
         if work is not None:
@@ -131,14 +133,16 @@ def measure_calls(
 ) -> Tensor:
     """What quantizing one model call at a time does to the prompts of `batches`, float64 [prompts, chunks, calls].
 
-    Raises CheckpointError where that is not finite.
+    Raises CheckpointError, naming the layer, where that is not finite.
     """
     parts = []
     for texts in batches:
         seeds = range(seed, seed + len(texts))
-        parts.append(calls.call_errors(setting, full, quantized, texts, seeds, on_chunk))
+        errors = calls.call_errors(setting, full, quantized, texts, seeds, on_chunk)
+        if not torch.isfinite(errors).all():
+            with refusing_overflow(full, quantized):  # once more, since looking at every layer takes time
+                calls.call_errors(setting, full, quantized, texts, seeds)
+            raise CheckpointError("Latents became NaN or infinite where single model calls were quantized.")
+        parts.append(errors)
         seed += len(texts)
-    errors = torch.cat(parts)
-    if not torch.isfinite(errors).all():
-        raise CheckpointError("Latents became NaN or infinite where single model calls were quantized.")
-    return errors
+    return torch.cat(parts)

@@ -25,7 +25,7 @@ from .budget import Choice, choose_bits
 from .calibrate import identity, setting_of
 from .work import Work
 
-IN_MEMORY = 4e9
+IN_MEMORY = 1e9
 """Bytes of calibration states that are kept in memory; more goes to disk, where there is a work folder."""
 CHOICE = "bits"
 """Name of the note that holds a budget's choice."""
@@ -42,8 +42,8 @@ def quantize(
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
     Without a calibration the recipe must be one that needs none (`Recipe.without_data`). `on_layer` hears of every
-    linear, `on_call` of every measurement for a bit budget. Raises SettingError for statistics of another model and
-    for a target that cannot be met.
+    linear, `on_call` of every measurement for a bit budget. Raises SettingError for statistics of another model, for
+    a target that cannot be met, and for streams shorter than the calibration's clips.
     """
     notes = dict(model.notes)
     if calibration is None:
@@ -51,10 +51,12 @@ def quantize(
     else:
         calibration = fitting(calibration, model)
         setting = setting_of(model, calibration.size, calibration.frames)
+        check_stream(recipe, len(setting.spans))
         weights = FrameWeights.uniform(setting.chunk_sizes)
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
-        table = call_table(setting, weights, calibration.call_errors if recipe.call_weights else None)
+        values = weights.values if recipe.stream_chunks is None else in_stream(weights, setting, recipe.stream_chunks)
+        table = call_table(setting, values, calibration.call_errors if recipe.call_weights else None)
         choice = None
         if recipe.target is not None:
             choice = recall_choice(work)
@@ -78,17 +80,34 @@ def quantize(
             )
         if choice is not None:
             reports = [choice.explain(report) for report in reports]
-        notes["calibration"] = {"prompts": calibration.prompts, "size": calibration.size, "frames": calibration.frames}
+        notes["calibration"] = calibration_notes(calibration)
         notes["frame_weights"] = json.loads(weights.to_json())
         notes["call_weights"] = table
     notes["layers"] = layer_notes(reports)
     return replace(model, recipe=recipe, notes=notes), reports
 
 
-def call_table(setting: Setting, weights: FrameWeights, errors: Tensor | None) -> list[list[float]]:
+def check_stream(recipe: Recipe, chunks: int) -> None:
+    """Raise SettingError where the recipe is for shorter streams than clips of `chunks` chunks."""
+    if recipe.stream_chunks is not None and recipe.stream_chunks < chunks:
+        raise SettingError(
+            f"The model is to be for streams of {recipe.stream_chunks} chunks, but calibration clips have {chunks}; "
+            "take shorter clips (--chunks), or say nothing of streams (--stream-chunks)."
+        )
+
+
+def in_stream(weights: FrameWeights, setting: Setting, chunks: int) -> tuple[float, ...]:
+    """The recorded chunks' weights in a stream of `chunks`, of mean 1 again."""
+    recorded = len(weights.chunk_frames)
+    sizes = (*weights.chunk_frames, *[setting.preset.chunk_frames] * (chunks - recorded))
+    found = weights.extend(sizes).values[:recorded]
+    return tuple(value * recorded / sum(found) for value in found)
+
+
+def call_table(setting: Setting, weights: Sequence[float], errors: Tensor | None) -> list[list[float]]:
     """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it."""
     shares = call_shares(nothing_measured(setting) if errors is None else errors, calls_of(setting))
-    return [[weight * share for share in row] for weight, row in zip(weights.values, shares, strict=True)]
+    return [[weight * share for share in row] for weight, row in zip(weights, shares, strict=True)]
 
 
 def fitting(calibration: Calibration, model: Model) -> Calibration:
@@ -130,6 +149,13 @@ def state_bytes(calibration: Calibration, model: Model) -> float:
     config = model.config
     tokens = sum(rollout.tokens for rollout in calibration.rollouts) / prod(config.patch_size)
     return 3 * tokens * config.dim * model.tree.patch_embedding.weight.itemsize
+
+
+def calibration_notes(calibration: Calibration) -> dict[str, object]:
+    """What the file's metadata says of the calibration."""
+    measured = None if calibration.measured_as is None else json.loads(calibration.measured_as.to_json())
+    names = ("prompts", "size", "frames", "reach")
+    return {**{name: getattr(calibration, name) for name in names}, "measured_as": measured}
 
 
 def layer_notes(reports: Sequence[LayerReport]) -> dict[str, object]:

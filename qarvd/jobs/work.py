@@ -74,9 +74,17 @@ class Work:
             write_json(self.folder / path.name, value)
         return value
 
+    def update(self, name: str, value: Any) -> None:
+        """Store what changes as the job goes on."""
+        write_json(self.folder / f"{name}.json", value)
+
+    def has_batch(self, first: int) -> bool:
+        """Whether `recall_batch` would find one."""
+        return (self._folder / batch_name(first)).is_file()
+
     def recall_batch(self, first: int) -> Batch | None:
         """The calibration batch that begins with prompt `first`, where it was finished."""
-        path = self._folder / f"batch-{first:04}.safetensors"
+        path = self._folder / batch_name(first)
         if not path.is_file():
             return None
         try:
@@ -90,7 +98,7 @@ class Work:
         chunks = like.errors.shape[1]
         errors = torch.zeros(0, chunks, chunks, dtype=torch.float64) if batch.errors is None else batch.errors
         part = replace(like, rollouts=(batch.rollout,), errors=errors)
-        save_calibration(part, self.folder / f"batch-{first:04}.safetensors")
+        save_calibration(part, self.folder / batch_name(first))
 
     def recall_group(self, names: tuple[str, ...]) -> Results | None:
         """The quantized linears `names`, where they were finished."""
@@ -144,6 +152,11 @@ class Work:
         os.replace(result / path.name, path)
         with suppress(OSError):
             shutil.rmtree(self._folder)
+
+
+def batch_name(first: int) -> str:
+    """The file of the calibration batch that begins with prompt `first`."""
+    return f"batch-{first:04}.safetensors"
 
 
 def read_json(path: Path) -> Any:

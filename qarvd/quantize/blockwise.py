@@ -103,11 +103,13 @@ class _Walk:
         self.device = tree.patch_embedding.weight.device
         self.reports: list[LayerReport] = []
 
-    def settle(self, names: tuple[str, ...], full: Sequence[nn.Linear], collect: Callable[[Collector], None]) -> None:
-        """Put quantized linears in the place of `full`, found again or fitted to what `collect` gathers."""
+    def settle(
+        self, names: tuple[str, ...], full: Sequence[nn.Linear], tokens: int, collect: Callable[[Collector], None]
+    ) -> None:
+        """Put quantized linears in the place of `full`, found again or fitted to `tokens`, which `collect` gathers."""
         results = self.memory.recall(names)
         if results is None:
-            collector = Collector(names, self.expected)
+            collector = Collector(names, tokens)
             collect(collector)
             results = quantize_group(
                 names, full, self.recipe, self.bits.get(names[0], self.recipe.weight_bits), collector.stats
@@ -128,7 +130,7 @@ class _Walk:
 
     def texts(self, rollouts: Sequence[Rollout]) -> list[_Track]:
         """Quantize the text embedding; tracks with both versions of the text."""
-        self.expected = sum(len(r.embeddings) for r in rollouts) * self.setting.config.text_len
+        tokens = sum(len(r.embeddings) for r in rollouts) * self.setting.config.text_len
         first, activation, second = self.tree.text_embedding
         padded = [pad_text(self.setting.config, r.embeddings.to(self.device)) for r in rollouts]
 
@@ -139,9 +141,9 @@ class _Walk:
 
             return gather
 
-        self.settle(("text_embedding.0",), [first], collect([(x, x) for x in padded]))
+        self.settle(("text_embedding.0",), [first], tokens, collect([(x, x) for x in padded]))
         hidden = [(activation(first(x)), activation(self.tree.text_embedding[0](x))) for x in padded]
-        self.settle(("text_embedding.2",), [second], collect(hidden))
+        self.settle(("text_embedding.2",), [second], tokens, collect(hidden))
         return [
             _Track(rollout, (second(full), self.tree.text_embedding[2](quantized)), [], [])
             for rollout, (full, quantized) in zip(rollouts, hidden, strict=True)
@@ -157,7 +159,6 @@ class _Walk:
                 track.mixed.append(mixed)
                 for x in pair:
                     x.copy_(tokens)
-        self.expected = sum(x[0].shape[:-1].numel() for track in tracks for x in track.x)
 
     def embedded(self, call: Call) -> Embedded:
         """A call's input as the blocks are told of it."""
@@ -179,7 +180,8 @@ class _Walk:
                 self.add(collector, *track.text, 1.0)
 
         names = tuple(f"blocks.{index}.cross_attn.{x}" for x in "kv")
-        self.settle(names, [full.cross_attn.k, full.cross_attn.v], gather_text)
+        tokens = sum(track.text[0].shape[:-1].numel() for track in tracks)
+        self.settle(names, [full.cross_attn.k, full.cross_attn.v], tokens, gather_text)
         texts = [
             [text_pair(side, self.setting.config, text) for side, text in zip(sides, track.text, strict=True)]
             for track in tracks
@@ -215,11 +217,12 @@ class _Walk:
         def linears(side: int, names: Sequence[str]) -> list[Any]:
             return [sides[side].get_submodule(name) for name in names]
 
+        tokens = sum(x[0].shape[:-1].numel() for track in tracks for x in track.x)
         shape = at(0, 0, tracks[0].rollout.calls[0])
         # A feed-forward's inside is several times as wide, and cheaper to compute again than to keep.
         kept = linears(0, [shape.out])[0].in_features == config.dim
         prefix = f"blocks.{index}."
-        self.settle(tuple(prefix + name for name in shape.ins), linears(0, shape.ins), gather)
+        self.settle(tuple(prefix + name for name in shape.ins), linears(0, shape.ins), tokens, gather)
 
         def mixed(side: int, branch: Branch, x: Tensor) -> Tensor:
             return branch.mix(*apply_linears(branch.enter(x), *linears(side, branch.ins)))
@@ -250,7 +253,7 @@ class _Walk:
             mix(collector)
             done = True
 
-        self.settle((prefix + shape.out,), linears(0, [shape.out]), gather_mixed)
+        self.settle((prefix + shape.out,), linears(0, [shape.out]), tokens, gather_mixed)
         if not done:
             mix(None)
         if not leave:

@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Generic, TypeVar
 
 from ..errors import SettingError
@@ -57,8 +58,12 @@ def parse_target(text: str) -> Target:
 def allocate(options: Mapping[Key, Mapping[int, Option]], capacity: float) -> Allocation[Key]:
     """Pick an option, by bits, for every group, of at most `capacity` bytes together and the least error found.
 
-    Raises SettingError, saying what is possible, where not even the smallest options fit.
+    Raises SettingError, saying what is possible, where not even the smallest options fit, and, naming the group, where
+    an error is not finite.
     """
+    for key, choices in options.items():
+        if not all(isfinite(option.error) for option in choices.values()):
+            raise SettingError(f"What {key} does to the prediction is not known: an error of it is NaN or infinite.")
     hulls = {key: _hull(choices) for key, choices in options.items()}
     bits = {key: hull[0] for key, hull in hulls.items()}
     room = capacity - sum(options[key][b].nbytes for key, b in bits.items())
@@ -93,8 +98,6 @@ def _hull(choices: Mapping[int, Option]) -> list[int]:
         if hull and new.error >= choices[hull[-1]].error:
             continue
         while len(hull) > 1 and _slope(choices[hull[-2]], choices[hull[-1]]) <= _slope(choices[hull[-1]], new):
-            hull.pop()
-        if hull and choices[hull[-1]].nbytes == new.nbytes:
             hull.pop()
         hull.append(bits)
     return hull

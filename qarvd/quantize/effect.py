@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calibrate.collect import refusing_overflow
 from ..calibrate.rollout import Call, Rollout, Setting
+from ..errors import CheckpointError
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
@@ -25,7 +27,7 @@ from ..wan.forward import Embedded, embed, leave, pad_text, text_pair, through
 from .model import linear_groups, linear_of, quantize_group, reason_to_keep
 
 CALLS = 56
-"""Denoising calls that are measured at most, spread evenly over the roll-outs."""
+"""Denoising calls that are measured at most; of more, as many are drawn."""
 
 Names = tuple[str, ...]
 
@@ -42,21 +44,23 @@ def option_errors(
     """Frame-weighted squared error of the predicted clean latents with one group of linears quantized: by group, bits.
 
     Linears are rounded to nearest, activations are quantized as at run time. Groups that the recipe keeps are left out.
+    Raises CheckpointError, naming the layer, where an effect becomes NaN or infinite.
     """
     groups = {names: [linear_of(tree, name) for name in names] for names in linear_groups(setting.config.num_layers)}
     groups = {n: ls for n, ls in groups.items() if not reason_to_keep(n, ls[0].in_features, recipe)}
     sums = {names: dict.fromkeys(options, 0.0) for names in groups}
-    denoising = [c for r in rollouts for c in _measurable(r, setting)]
-    chosen = {id(call) for call in denoising[:: max(1, len(denoising) // CALLS)]}
     generator = torch.Generator().manual_seed(0)
+    denoising = [call for rollout in rollouts for call in _measurable(rollout, setting)]
+    due = [weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2 for call in denoising]
+    counted = {id(call): weight for call, weight in zip(denoising, draw_calls(due, generator), strict=True) if weight}
     with _watched(groups, recipe, options) as dots:
         for rollout in rollouts:
             replay = _Replay(tree, setting, rollout)
             for call in rollout.calls:
                 inputs = replay.forward(call)
-                weight = weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2
-                if id(call) in chosen and weight:
+                if weight := counted.get(id(call)):
                     replay.backward(call, inputs, generator)
+                    _check(dots, replay, call)
                     for (names, bits), dot in dots.items():
                         sums[names][bits] += weight * float(dot.double().square().mean())
                     dots.clear()
@@ -64,10 +68,36 @@ def option_errors(
     return sums
 
 
+def draw_calls(weights: Sequence[float], generator: torch.Generator, most: int = CALLS) -> list[float]:
+    """What each call counts: its own weight where there are at most `most` of them, else 0 for all but a few.
+
+    Then `most` are drawn in proportion to their weights, again and again from all, so that sums over calls keep their
+    expectation (importance sampling).
+    """
+    own = torch.tensor(weights, dtype=torch.float64)
+    if len(own) <= most or not own.any():
+        return own.tolist()
+    drawn = own.multinomial(most, replacement=True, generator=generator)
+    return (drawn.bincount(minlength=len(own)) * (own.sum() / most)).tolist()
+
+
 def _measurable(rollout: Rollout, setting: Setting) -> list[Call]:
     """All calls but those that write a chunk into the cache, whose predictions nobody keeps."""
     last = {call.chunk: call for call in rollout.calls if call.chunk + 1 < len(setting.spans)}
     return [call for call in rollout.calls if last.get(call.chunk) is not call]
+
+
+def _check(dots: dict[tuple[Names, int], Tensor], replay: _Replay, call: Call) -> None:
+    """Raise CheckpointError, naming the layer where it began, where `call` had effects that are not finite."""
+    bad = next((names for (names, _), dot in dots.items() if not torch.isfinite(dot).all()), None)
+    if bad is None:
+        return
+    with refusing_overflow(replay.tree):  # once more, since looking at every layer takes time
+        replay.forward(call)
+    raise CheckpointError(
+        f"The effect of quantizing {', '.join(bad)} became NaN or infinite, though no layer's output did: gradients "
+        "overflow there. Leave --target out, or compute on a CPU, in float32."
+    )
 
 
 @contextmanager

@@ -22,10 +22,17 @@ class Sensitivity:
     per_affected: Sequence[float]
     """Effect on a frame that the chunk can affect, in units of the first chunk's."""
     fitted: Sequence[float]
-    """`per_affected` as the fitted exponential decay has it."""
+    """`per_affected` as the fitted decays have it, each an exponential on a floor."""
     rate: float
     """At which the effect on later frames decays, per chunk."""
     prompts: int
+    reach: Sequence[int] = ()
+    """How many chunks each one's effect was followed for, itself included; nothing where that is not known."""
+
+    @property
+    def filled_in(self) -> bool:
+        """Whether a part of the effects was not measured but told from the rest."""
+        return any(k + far < len(self.reach) for k, far in enumerate(self.reach))
 
     @property
     def fitted_share(self) -> list[float]:
@@ -44,13 +51,21 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
     return [
         Figure(
             f"Sensitivity of each chunk, {name}",
-            f"Share of the squared error in all final latents, with its 95 % interval over {prompts}.",
+            f"Share of the squared error in all final latents with its 95 % interval over {prompts}.{_followed(found)}",
             line_chart(share, "chunk", "share of the final error", False, 1, ends, ["from the fitted decay"]),
         ),
         Figure(
             f"Effect on each affected frame, {name}",
             f"Error per frame from the chunk on, the first chunk's being 1. In the fit the effect on later frames "
-            f"decays exponentially, at a rate of {number_text(found.rate)} per chunk.",
+            f"decays exponentially to a floor, at a rate of {number_text(found.rate)} per chunk.",
             line_chart(decay, "chunk", "effect per affected frame", True, 1, dashed=["fitted decay"]),
         ),
     ]
+
+
+def _followed(found: Sensitivity) -> str:
+    """What was measured and what was not."""
+    if not found.filled_in:
+        return ""
+    reach = ", ".join(map(str, found.reach))
+    return f" Effects were followed for {reach} chunks, the own one included; what lies beyond was filled in from that."

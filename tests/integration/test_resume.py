@@ -18,12 +18,18 @@ PATIENCE = 120
 """Seconds until a run that leaves no parts has failed."""
 QUICK = ("--chunks", "2", "--recipe", "w4a8", "--rounding", "nearest", "--outliers", "published")
 """Block by block against calibrated inputs, as by default, but with rounding that takes seconds."""
+DEFAULT = ("--chunks", "2", "--recipe", "w4a8", "--target", "5 bits")
+"""The default way of rounding, and a bit budget."""
 
 KILLS: dict[str, Callable[[Path], bool]] = {
     "when the roll-outs are done": lambda work: any(work.glob("batch-*.safetensors")),
     "half-way through the blocks": lambda work: (work / "blocks.1.cross_attn.q.safetensors").is_file(),
 }
 """Moments, by what lies in the folder of finished parts."""
+DEFAULT_KILLS: dict[str, Callable[[Path], bool]] = {
+    "while calls are measured": lambda work: any(work.glob("batch-*.safetensors")),
+    "while bits are chosen": lambda work: (work / "calls.json").is_file(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +39,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(prompts: Path, folder: Path) -> list[str]:
-    return ["quantize", "demo", "--prompts", str(prompts), *QUICK, "--out", str(folder / "demo.safetensors")]
+def command(prompts: Path, folder: Path, options: tuple[str, ...] = QUICK) -> list[str]:
+    return ["quantize", "demo", "--prompts", str(prompts), *options, "--out", str(folder / "demo.safetensors")]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -44,8 +50,12 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def unbroken(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    folder = tmp_path_factory.mktemp("unbroken")
-    assert start(command(prompts, folder)).wait(PATIENCE) == 0
+    return whole(prompts, tmp_path_factory.mktemp("unbroken"))
+
+
+def whole(prompts: Path, folder: Path, options: tuple[str, ...] = QUICK) -> bytes:
+    """What a run that nothing interrupts writes."""
+    assert start(command(prompts, folder, options)).wait(3 * PATIENCE) == 0
     assert [path.name for path in folder.iterdir()] == ["demo.safetensors"]
     return (folder / "demo.safetensors").read_bytes()
 
@@ -90,3 +100,17 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes(
     assert start([*arguments, "--resume"]).wait(PATIENCE) == 0
     assert out.read_bytes() == unbroken
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_by_default_too_a_killed_run_goes_on_with_what_was_measured(prompts: Path, tmp_path: Path) -> None:
+    out, work = tmp_path / "a" / "demo.safetensors", tmp_path / "a" / "demo.safetensors.work"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    arguments, finished = command(prompts, tmp_path / "a", DEFAULT), dict[str, int]()
+    for moment in DEFAULT_KILLS.values():
+        killed([*arguments, "--resume"], work, moment)
+        assert not (work / "bits.json").exists()
+        assert finished.items() <= parts(work).items()
+        finished = parts(work)
+    assert start([*arguments, "--resume"]).wait(3 * PATIENCE) == 0
+    assert out.read_bytes() == whole(prompts, tmp_path / "b", DEFAULT)

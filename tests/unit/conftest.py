@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,10 @@ import torch
 from qarvd.checkpoint.model import Model, save
 from qarvd.wan.config import WanConfig
 from qarvd.wan.tree import WanTree
+
+from .checkpoint_files import quantized, quantized_file  # noqa: F401
+from .commands import arguments, no_work, out, prompts, refused, run, text  # noqa: F401
+from .small_disk import small_disk  # noqa: F401
 
 CONFIG = WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, text_dim=16, text_len=4, freq_dim=32)
 
@@ -55,3 +62,15 @@ def embeddings() -> torch.Tensor:
 def one_thread() -> None:
     """Tensors this small lose more to threads that wait for each other than they gain."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def fake_libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CUDA driver that only writes down what it is asked (fake_libcuda.cpp), for tests without a card."""
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the fake CUDA driver is built with g++ on Linux")
+    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    source = Path(__file__).with_name("fake_libcuda.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-o", path, source], check=True)
+    return path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from baselines.figures import compare, entry, interval, resample
 from baselines.methods import METHODS, random_split
 from baselines.rotation import rotation
 from baselines.smoothquant import smoothness
-from quality import MODELS, runs
+from baselines.timing import Calibrations, timed
+from quality import MODELS, Run, retime, runs
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.ops.codecs import CODECS
@@ -58,15 +61,47 @@ def test_random_outliers_are_as_many_and_others() -> None:
     x[:, :32] /= 8
     weight[:, :32] *= 8
     stats = LayerStats.of(x, None, torch.ones(400), generator)
-    found = random_split([weight], stats, CODECS["int4"], False).split
-    assert found.n_outlier == 32 and found.outliers != tuple(range(32))
+    ours, again, other = random_split(0), random_split(0), random_split(1)
+    drawn = [split([weight], stats, CODECS["int4"], False).split for split in (ours, ours, again, other)]
+    assert all(split.n_outlier == 32 and split.outliers != tuple(range(32)) for split in drawn)
+    assert drawn[0] == drawn[2] and len({split.outliers for split in drawn}) == 3  # layers and seeds differ
+
+
+def test_every_method_pays_for_the_calibration_it_asks_for_and_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("baselines.timing.time.perf_counter", lambda: now[0])
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    calibrations = Calibrations(spend)
+    builds = {"first": (64, 3), "second": (64, 5), "fewer prompts": (4, 2), "none": (0, 7)}
+    for _ in range(2):
+        for prompts, own in builds.values():
+            _, seconds = timed(lambda p=prompts, own=own: (p and calibrations(p), spend(own)), calibrations)
+            assert seconds == prompts + own
+
+
+def test_timing_again_changes_the_seconds_of_what_was_run_and_nothing_else() -> None:
+    class Builds:
+        def build(self, run: Run) -> tuple[tuple[None, int], float]:
+            return (None, 0), 12.345
+
+    results: dict[str, Any] = {"w4a8/twin/ours/0": {"seconds": 99.0, "mse": [1.0]}}
+    for run in (Run(4, "twin", "ours", 0), Run(4, "twin", "gptq", 0)):
+        retime(Builds(), run, results)  # type: ignore[arg-type]
+    assert results == {"w4a8/twin/ours/0": {"seconds": 12.35, "mse": [1.0]}}
 
 
 def test_every_method_is_run_on_both_models_and_the_calibrated_ones_again() -> None:
     listed = list(runs(3))
     assert {(run.method, run.model) for run in listed if run.bits == 4} == {(n, m) for n in METHODS for m in MODELS}
     assert {run.seed for run in listed if run.method == "ours"} == {0, 1, 2}
-    assert {run.seed for run in listed if run.method == "rotation"} == {0}
+    once = {"published", "rotation", "without_descent", "adaround"}
+    assert {run.seed for run in listed if run.method in once} == {0}
+    assert {run.seed for run in listed if run.method == "random_outliers"} == {0, 1, 2}
+    cached = {run.method for run in listed if "w4a8_int8_cache" in run.sections}
+    assert {"ours", "published", "smoothquant", "rotation"} <= cached
     assert len({run.key(section) for run in listed for section in run.sections}) == sum(len(r.sections) for r in listed)
 
 

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from qarvd.calibrate import collect
 from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.calibrate.spill import Spill
 from qarvd.checkpoint.model import Model, state_tensors
 from qarvd.errors import CheckpointError
 from qarvd.ops.linear import QuantizedLinear
+from qarvd.quantize import blockwise
 from qarvd.quantize.blockwise import Memory, Results, quantize_blockwise
-from qarvd.quantize.model import LayerReport, linear_groups, quantize_tree
+from qarvd.quantize.model import LayerReport, linear_groups, quantize_group, quantize_tree
 from qarvd.recipe import RECIPES, Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out as stream_out
@@ -113,6 +116,24 @@ def test_weighting_a_chunk_lowers_its_error_at_the_cost_of_others(rollouts: list
         return (clips[0] - clips[1]).square().mean((0, 1, 3, 4))
 
     assert errors([100.0, 1.0, 1.0])[:2].mean() < errors([1.0, 1.0, 100.0])[:2].mean()
+
+
+def test_a_share_of_the_video_is_taken_and_all_of_the_text(
+    rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are 24 tokens of text and thousands of video."""
+    monkeypatch.setattr(collect, "TOKENS", 100)
+    seen = {}
+
+    def settled(names: Sequence[str], *rest: Any) -> Any:
+        seen[names[0]] = rest[-1].weight
+        return quantize_group(names, *rest)
+
+    monkeypatch.setattr(blockwise, "quantize_group", settled)
+    quantized(rollouts)
+    text = {name: weight for name, weight in seen.items() if name.startswith("text") or name.endswith("cross_attn.k")}
+    assert len(text) == 4 and all(weight == 24 for weight in text.values())
+    assert all(50 < seen[name] < 200 for name in seen if name not in text)
 
 
 def test_inputs_that_overflow_name_the_layer(rollouts: list[Rollout]) -> None:

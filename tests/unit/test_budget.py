@@ -58,6 +58,13 @@ def test_a_size_that_cannot_be_met_says_what_can() -> None:
         allocate({"a": {4: Option(2_000_000, 1.0), 8: Option(4_000_000, 0.0)}}, 1e6)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_error_that_is_not_finite_names_its_group(bad: float) -> None:
+    fine = {4: Option(10, 1.0), 16: Option(40, 0.0)}
+    with pytest.raises(SettingError, match=r"What blocks\.1\.ffn\.0 does"):
+        allocate({"blocks.0.ffn.0": fine, "blocks.1.ffn.0": {4: Option(10, bad), 16: Option(40, 0.0)}}, 80)
+
+
 @pytest.mark.parametrize(
     ("text", "target"),
     [("900MB", Target(bytes=9e8)), ("1.5 gb", Target(bytes=1.5e9)), ("4.5 bits", Target(bits=4.5))],

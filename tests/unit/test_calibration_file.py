@@ -58,7 +58,7 @@ def contents(calibration: Calibration) -> tuple[dict[str, Tensor], object]:
             tensors[f"{i}.{j}"] = call.latents
             calls.append((i, j, call.chunk, call.step, call.timestep, call.start))
     c = calibration
-    return tensors, (c.model, c.preset_name, c.size, c.frames, c.reach, calls)
+    return tensors, (c.model, c.preset_name, c.size, c.frames, c.reach, c.measured_as, calls)
 
 
 def same(a: Calibration, b: Calibration) -> bool:
@@ -74,6 +74,20 @@ def test_saving_and_loading_gives_back_every_bit(made: Calibration, other: Calib
     for calibration in (made, made + other, replace(other, rollouts=tuple(halved), errors=other.errors[:0])):
         save_calibration(calibration, tmp_path / "a.safetensors")
         assert same(load_calibration(tmp_path / "a.safetensors"), calibration)
+
+
+def test_older_statistics_do_not_say_how_they_were_measured(made: Calibration, stored: Path) -> None:
+    assert made.measured_as == RECIPE.without_data()
+    older = load_calibration(rewritten(stored, lambda about, tensors: about.pop("measured_as")))
+    assert older.measured_as is None and same(replace(older, measured_as=made.measured_as), made)
+
+
+def test_a_quantized_model_notes_what_was_measured_and_how_far(made: Calibration) -> None:
+    for calibration in (made, replace(made, measured_as=None)):
+        found, _ = quantize(tiny_model(), RECIPE, calibration)
+        notes: Any = found.notes["calibration"]
+        assert notes["reach"] == (2, 1) and (notes["measured_as"] is None) == (calibration.measured_as is None)
+        assert notes["measured_as"] is None or notes["measured_as"]["weight_bits"] == 4
 
 
 def test_the_same_statistics_are_the_same_bytes(made: Calibration, stored: Path, tmp_path: Path) -> None:
@@ -98,6 +112,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "size": {"size": (6, 4)},
     "frames": {"frames": 6},
     "reach": {"reach": (1, 1)},
+    "bits": {"measured_as": RECIPES["w8a8"].without_data()},
+    "nobody knows how": {"measured_as": None},
 }
 
 
@@ -213,6 +229,11 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "errors missing": (lambda a, t: t.pop("errors"), "'errors' is missing"),
     "errors of calls missing": (lambda a, t: t.pop("call_errors"), "'call_errors' is missing"),
     "negative errors of calls": (lambda a, t: fill(t, "call_errors", -1.0), "errors of calls"),
+    "errors of fewer calls": (lambda a, t: t.update(call_errors=t["call_errors"][..., :4].clone()), "errors of calls"),
+    "errors of more chunks": (lambda a, t: t.update(call_errors=torch.zeros(4, 3, 5)), "errors of calls have shape"),
+    "fewer steps": (lambda a, t: a["calls"][0].pop(), "calls are of chunks"),
+    "another schedule": (lambda a, t: call(a, 2, 757.0, number=1), "timestep 757.0, its family's is 937"),
+    "measured with another version": (lambda a, t: a.update(measured_as={"sorcery": 1}), "sorcery"),
     "NaN in latents": (lambda a, t: fill(t, CALL, torch.nan), "latents are not finite"),
     "infinite text": (lambda a, t: fill(t, TEXT, torch.inf), "text embeddings"),
     "NaN in errors": (lambda a, t: fill(t, "errors", torch.nan), "errors are not finite"),
@@ -250,5 +271,5 @@ def test_other_files_are_refused(stored: Path, model_file: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="cannot be used"):
         load_calibration(stored)
     for path in (tmp_path, tmp_path / "nowhere.safetensors"):
-        with pytest.raises(CheckpointError, match="There is no file"):
+        with pytest.raises(CheckpointError, match="is a folder" if path == tmp_path else "There is no file"):
             load_calibration(path)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from qarvd.calibrate.calls import LEAST, call_errors, call_shares, calls_of, generated, nothing_measured
 from qarvd.calibrate.rollout import Setting
 from qarvd.checkpoint.model import Model
+from qarvd.errors import CheckpointError
+from qarvd.jobs.calibrate import measure_calls
 from qarvd.quantize.model import quantize_tree
 from qarvd.recipe import RECIPES
 from qarvd.stream.noise import from_seeds
@@ -66,6 +68,14 @@ def test_the_effect_of_a_call_is_that_of_a_run_with_it_alone_quantized(
         other = whole_run(shared_model.tree, quantized, embeddings, (k, i))
         due = torch.stack([(a - b).double().square().mean() for a, b in zip(other, clean, strict=True)])[k : k + 2]
         assert float(found[0, k, i]) == pytest.approx(float(due.mean()), rel=1e-3)
+
+
+def test_a_call_that_overflows_names_the_layer(shared_model: Model, embeddings: Tensor) -> None:
+    broken = tiny_model().tree
+    broken.get_parameter("blocks.1.ffn.2.bias")[3] = torch.inf
+    with pytest.raises(CheckpointError, match=r"output of blocks\.1\.ffn\.2 became NaN or infinite in calibration"):
+        measure_calls(SETTING, shared_model.tree, broken, [embeddings], 7, lambda: None)
+    assert not any(module._forward_hooks for module in broken.modules())
 
 
 def test_shares_average_one_in_every_chunk_and_later_chunks_are_like_the_last_measured() -> None:

@@ -1,12 +1,10 @@
 """The command line does its jobs, and answers bad input with one sentence and exit code 2."""
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,53 +13,11 @@ from torch import Tensor
 
 from qarvd.checkpoint.model import Model, load, save, state_tensors
 from qarvd.cli import main
-from qarvd.cli import stream as stream_verb
-from qarvd.errors import CheckpointError, QarvdError
-from qarvd.stream.sampler import Chunk
+from qarvd.errors import CheckpointError
+
+from .commands import Run, played
 
 LAYER = "blocks.1.ffn.0"
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must succeed, and give what it printed."""
-
-    def command(*arguments: object) -> str:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert code == 0, captured.err
-        return captured.out
-
-    return command
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must be refused, and give its one sentence."""
-
-    def command(*arguments: object) -> str:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert code == 2 and captured.out == ""
-        said = captured.err.split("\r")[-1].strip()  # the progress bar wipes itself out
-        assert said.startswith("qarvd: ") and said.endswith((".", ".)")) and "\n" not in said
-        return said
-
-    return command
-
-
-@pytest.fixture
-def text(embeddings: Tensor, tmp_path: Path) -> Path:
-    path = tmp_path / "text.safetensors"
-    save_file({"text_embeds": embeddings[0].clone()}, path)
-    return path
-
-
-@pytest.fixture
-def arguments(model_file: Path, text: Path, tmp_path: Path) -> list[object]:
-    """A small stream of the tiny model."""
-    return ["stream", model_file, "--prompt", text, "--size", "4x6", "--chunks", 2, "--out", tmp_path / "clip.mp4"]
 
 
 def changed(path: Path, tensors: dict[str, Tensor | None]) -> Path:
@@ -74,12 +30,6 @@ def changed(path: Path, tensors: dict[str, Tensor | None]) -> Path:
     new = path.with_name("changed.safetensors")
     save_file({k: t for k, t in merged.items() if t is not None}, new, {**about, "qarvd": json.dumps(ours)})
     return new
-
-
-def played(path: Path) -> int:
-    """Frames of a video that decode."""
-    with av.open(str(path)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 def truncated(path: Path) -> Path:
@@ -121,62 +71,6 @@ def test_every_verb_refuses_a_bad_file(
     assert expected in refused("compare", path, path)
     assert expected in refused("stream", path, *arguments[2:])
     assert sorted(tmp_path.iterdir()) == before
-
-
-BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
-    "cfg": (["--cfg", "5"], "use cfg 1"),
-    "no chunks": (["--chunks", "0"], "--chunks must be at least 1"),
-    "negative chunks": (["--chunks", "-2"], "--chunks must be at least 1"),
-    "size in words": (["--size", "large"], "not HEIGHTxWIDTH"),
-    "size of three": (["--size", "4x4x4"], "not HEIGHTxWIDTH"),
-    "size 0": (["--size", "0x4"], "not HEIGHTxWIDTH"),
-    "size that does not divide": (["--size", "5x4"], "do not divide into patches"),
-    "text": (["--prompt", "a cat on a sofa"], "encode the prompt"),
-    "no such embeddings": (["--prompt", "nowhere.safetensors"], "There is no file"),
-    "window": (["--window", "2"], "room"),
-    "sink": (["--window", "6", "--sink", "6"], "room"),
-    "seed": (["--seed", str(2**64)], "64 bits"),
-    "device": (["--device", "abacus"], "abacus"),
-    "suffix": (["--out", "clip.avi"], "must end in .mp4"),
-    "suffix of latents": (["--latents", "clip.pt"], "must end in .safetensors"),
-    "folder": (["--out", "/dev/null/clip.mp4"], "choose another folder"),
-    "folder of latents": (["--latents", "/dev/null/clip.safetensors"], "choose another folder"),
-    "no such folder": (["--out", "/nowhere/at/all/clip.mp4"], "choose another folder"),
-    "no such initial latents": (["--initial", "nowhere.safetensors"], "There is no file"),
-}
-
-
-@pytest.mark.parametrize("bad", BAD_OPTIONS)
-def test_stream_refuses_a_bad_option_and_keeps_an_existing_video(
-    refused: Run, arguments: list[object], tmp_path: Path, bad: str
-) -> None:
-    options, expected = BAD_OPTIONS[bad]
-    (tmp_path / "clip.mp4").write_bytes(b"precious")
-    before = sorted(tmp_path.iterdir())
-    assert expected in refused(*arguments, *options)
-    assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_no_frames_and_an_endless_stream_without_a_window_are_refused(
-    refused: Run, model_file: Path, text: Path, tmp_path: Path
-) -> None:
-    start = ["stream", model_file, "--prompt", text, "--out", tmp_path / "a.mp4"]
-    assert "--frames must be at least 1" in refused(*start, "--frames", "0")
-    assert "needs a window" in refused(*start, "--endless")
-
-
-@pytest.mark.parametrize("shape", [(), (16,), (3, 32), (9, 16), (2, 3, 16)])
-def test_embeddings_of_another_shape_are_refused(
-    refused: Run, arguments: list[object], text: Path, shape: tuple[int, ...]
-) -> None:
-    save_file({"text_embeds": torch.zeros(shape)}, text)
-    assert re.search(r"embeddings|2 prompts", refused(*arguments))
-
-
-def test_a_prompt_outside_the_demos_vocabulary_is_refused(refused: Run, tmp_path: Path) -> None:
-    said = refused("stream", "demo", "--prompt", "a cat", "--out", tmp_path / "a.mp4")
-    assert "a cat" in said and "down left" in said
 
 
 def test_quantize_refuses_what_it_cannot_write_before_the_work(
@@ -242,55 +136,6 @@ def test_two_clips_compare_by_chunk(run: Run, refused: Run, arguments: list[obje
     assert "cannot be read as a video" in refused("compare", tmp_path / "0.mp4", tmp_path / "1.mp4")
 
 
-def test_frames_need_not_fill_the_last_chunk_and_a_clip_can_go_on(
-    run: Run, model_file: Path, text: Path, tmp_path: Path
-) -> None:
-    start = ["stream", model_file, "--prompt", text, "--size", "4x4", "--out", tmp_path / "a.mp4"]
-    latents = tmp_path / "a.safetensors"
-    run(*start, "--frames", 5, "--latents", latents)
-    assert played(tmp_path / "a.mp4") == 5
-    run(*start, "--frames", 4, "--initial", latents, "--window", 6, "--sink", 1, "--cache", "int8")
-    assert played(tmp_path / "a.mp4") == 4
-
-
-def interrupting(after: int, error: type[BaseException]) -> Callable[..., Iterator[Chunk]]:
-    """A roll-out that is stopped while chunk `after` is denoised."""
-    roll_out = stream_verb.roll_out
-
-    def stopped(*arguments: object) -> Iterator[Chunk]:
-        for chunk in roll_out(*arguments):  # pyright: ignore
-            if chunk.index == after:
-                raise error("Stopped by the test.")
-            yield chunk
-
-    return stopped
-
-
-def test_ctrl_c_keeps_a_playable_video_and_the_latents(
-    arguments: list[object],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(stream_verb, "roll_out", interrupting(2, KeyboardInterrupt))
-    latents = tmp_path / "clip.safetensors"
-    code = main([str(a) for a in (*arguments, "--chunks", 5, "--latents", latents)])
-    assert code == 130 and "Traceback" not in capsys.readouterr().err
-    assert played(tmp_path / "clip.mp4") == 6
-    assert load_file(latents)["latents"].shape[2] == 6
-
-
-def test_a_failure_midway_leaves_an_existing_video_as_it_was(
-    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(stream_verb, "roll_out", interrupting(1, QarvdError))
-    (tmp_path / "clip.mp4").write_bytes(b"precious")
-    before = sorted(tmp_path.iterdir())
-    assert main([str(a) for a in arguments]) == 2
-    assert capsys.readouterr().err.endswith("qarvd: Stopped by the test.\n")
-    assert (tmp_path / "clip.mp4").read_bytes() == b"precious" and sorted(tmp_path.iterdir()) == before
-
-
 def test_quantizing_that_fails_midway_leaves_an_existing_file_as_it_was(
     model: Model, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,12 +159,6 @@ def test_a_file_that_names_no_family_streams_with_a_preset(
     assert "causvid" in run("inspect", path, "--preset", "causvid")
     run("quantize", path, "--preset", "causvid", "--out", tmp_path / "small.safetensors")
     assert load(tmp_path / "small.safetensors").preset_name == "causvid"
-
-
-def test_the_bundled_demo_streams_a_prompt(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "seven.mp4"
-    run("stream", "demo", "--prompt", "a 7 moving left fast", "--chunks", 1, "--out", out)
-    assert played(out) == 3
 
 
 def test_saving_keeps_the_chosen_family(run: Run, model: Model, tmp_path: Path) -> None:

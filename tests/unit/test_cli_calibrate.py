@@ -1,7 +1,6 @@
 """`calibrate`, and `quantize` with prompts or statistics: they agree, and answer bad input before any work."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,79 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qarvd.cli.calibrate as calibrate_verb
-import qarvd.cli.quantize as quantize_verb
 from qarvd.checkpoint.calibration import load_calibration
 from qarvd.checkpoint.model import Model, load, save
 from qarvd.cli import main
 from qarvd.demo import prompts as demo_prompts
-from qarvd.errors import CheckpointError, SettingError
+from qarvd.errors import CheckpointError
 from qarvd.jobs.calibrate import calibrate
-from qarvd.ops.codecs import codec_of
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
-from qarvd.recipe import RECIPES, Recipe
+from qarvd.recipe import RECIPES
 
+from .commands import CLIP, PROMPTS, Run, texts
 from .conftest import CONFIG, tiny_model
-
-CLIP = ("--size", "4x6", "--chunks", 2)
-PROMPTS = 5
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must succeed, and give what it printed and said."""
-
-    def command(*arguments: object) -> str:
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert code == 0, captured.err
-        return captured.out + captured.err
-
-    return command
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run a command that must be refused, leaving nothing behind, and give its one sentence."""
-
-    def command(*arguments: object) -> str:
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert code == 2 and captured.out == ""
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
-        said = captured.err.split("\r")[-1].strip()
-        assert said.startswith("qarvd: ") and said.endswith((".", ".)")) and "\n" not in said
-        return said
-
-    return command
-
-
-@pytest.fixture
-def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (calibrate_verb, quantize_verb):
-        monkeypatch.setattr(module, "run_calibration", lambda *_: pytest.fail("the work began"))
-    monkeypatch.setattr(quantize_verb, "quantize", lambda *_: pytest.fail("the work began"))
-
-
-def texts(path: Path, *shape: int, seed: int = 0) -> Path:
-    save_file({"text_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}, path)
-    return path
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    return texts(tmp_path / "prompts.safetensors", PROMPTS, 3, CONFIG.text_dim)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """With an earlier result, which a refusal must not touch."""
-    path = tmp_path / "out.safetensors"
-    path.write_bytes(b"precious")
-    return path
 
 
 def test_statistics_and_their_prompts_give_the_same_linears(
@@ -127,6 +65,7 @@ def test_prompts_that_do_not_fit_the_model_are_refused_before_any_work(
     text.write_text("a cat on a sofa\n" * 8)
     assert "encode the prompts and give a safetensors file of text_embeds [prompts, tokens, text_dim]" in said(text)
     assert "There is no file" in said(tmp_path / "nowhere.txt")
+    assert "is a folder; a file was expected" in said(tmp_path)
     assert "at most 4 tokens, 16" in said(texts(prompts, PROMPTS, 3, 32))
     assert "at most 4 tokens, 16" in said(texts(prompts, PROMPTS, 5, 16))
     assert "[prompts, tokens, text_dim] was expected" in said(texts(prompts, 3, 16))
@@ -136,12 +75,6 @@ def test_prompts_that_do_not_fit_the_model_are_refused_before_any_work(
     assert "is empty or not of finite floats" in said(prompts)
     prompts.write_bytes(prompts.read_bytes()[:100])
     assert "truncated" in said(prompts)
-
-
-@pytest.mark.usefixtures("no_work")
-def test_calibrate_asks_for_the_prompts_of_a_real_model(refused: Run, model_file: Path, out: Path) -> None:
-    said = refused("calibrate", model_file, "--out", out)
-    assert "--prompts is missing" in said and "prompts.txt" in said
 
 
 @pytest.mark.usefixtures("no_work")
@@ -163,55 +96,6 @@ def test_a_list_of_demo_prompts_may_begin_with_a_byte_order_mark(tmp_path: Path)
     text.write_text("\ufeffa 7 moving left\n\n", encoding="utf-8")
     expected = calibrate_verb.bundle.embed([demo_prompts.parse("a 7 moving left")])
     assert torch.equal(calibrate_verb.read_prompts(text, demo=True), expected)
-
-
-BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "target in words": (("--target", "small"), "neither a size"),
-    "empty target": (("--target", ""), "neither a size"),
-    "target 0": (("--target", "0MB"), "neither a size"),
-    "negative target": (("--target", "-3 bits"), "neither a size"),
-    "target too small": (("--target", "1KB"), "1KB cannot be met"),
-    "target too small for the linears": (("--target", "180KB"), "ask for a larger size"),
-    "target below 4 bits": (("--target", "3.9 bits"), "ask for a larger size"),
-    "no data for a target": (("--target", "6 bits", "--data-free"), "--target needs"),
-    "prompts for nothing": (("--data-free",), "--prompts needs it"),
-    "rounding without data": (("--data-free", "--rounding", "gptq"), "--rounding gptq needs"),
-    "outliers without data": (("--data-free", "--outliers", "search"), "--outliers search needs"),
-    "no chunks": (("--chunks", "0"), "--chunks must be at least 1"),
-    "no time": (("--budget-minutes", "0"), "--budget-minutes must be above 0"),
-    "time NaN": (("--budget-minutes", "nan"), "--budget-minutes must be above 0"),
-    "size in words": (("--size", "large"), "not HEIGHTxWIDTH"),
-    "size that does not divide": (("--size", "5x4"), "do not divide into patches"),
-    "device": (("--device", "abacus"), "abacus"),
-    "statistics and prompts": (("--stats", "stats.safetensors"), "drop one"),
-}
-
-
-@pytest.mark.parametrize("bad", BAD_OPTIONS)
-@pytest.mark.usefixtures("no_work")
-def test_quantize_refuses_a_bad_option_before_any_work(
-    refused: Run, model_file: Path, prompts: Path, out: Path, bad: str
-) -> None:
-    options, expected = BAD_OPTIONS[bad]
-    assert expected in refused("quantize", model_file, "--prompts", prompts, *CLIP, "--out", out, *options)
-
-
-@pytest.mark.usefixtures("no_work")
-def test_a_target_without_prompts_is_refused(refused: Run, model_file: Path, out: Path) -> None:
-    said = refused("quantize", model_file, "--target", "6 bits", "--out", out)
-    assert "--target" in said and "give --prompts or --stats" in said
-
-
-def test_a_seed_beyond_64_bits_is_refused(refused: Run, model_file: Path, prompts: Path, out: Path) -> None:
-    more = ("--seed", 2**64 - 2)  # that of the third prompt is too large
-    assert "64 bits" in refused("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", out, *more)
-
-
-@pytest.mark.parametrize("bits", [0, 3, 16, True, "8"])
-def test_a_bit_width_that_no_codec_has_is_refused(bits: object) -> None:
-    for make in (lambda: Recipe(weight_bits=bits), lambda: codec_of(-1)):  # type: ignore[arg-type]
-        with pytest.raises(SettingError, match="supported"):
-            make()
 
 
 def test_statistics_that_do_not_fit_are_refused_and_leave_nothing(
@@ -270,22 +154,29 @@ def test_the_layer_that_overflows_is_named_without_measuring_too(model: Model) -
 def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_arguments(
     run: Run, refused: Run, model_file: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(calibrate_verb, "pick_device", lambda name: torch.device("cpu" if name == "auto" else name))
     out, work = tmp_path / "a.safetensors", tmp_path / "a.safetensors.work"
     command = ("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", out)
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "save_calibration", stopped)
         assert main([str(a) for a in command]) == 130
-    assert sorted(path.name for path in work.glob("*.*")) == ["about.json", "batch-0000.safetensors", "calls.json"]
+    assert sorted(path.name for path in work.glob("*.*")) == [
+        *("about.json", "batch-0000.safetensors", "calls.json", "spent.json")
+    ]
     assert "what an interrupted run had finished. Go on with it (--resume), or delete it" in refused(*command)
     for more, different in (
         (("--seed", 1), "seed"),
-        (("--recipe", "w8a8", "--reach", "short"), "reach, recipe"),
+        (("--device", "meta"), "device"),
+        (("--recipe", "w8a8", "--reach", "full"), "reach, recipe"),
         (("--chunks", 3), "frames"),
         (("--size", "6x4"), "size"),
         (("--preset", "longlive"), "preset"),
         (("--prompts", texts(tmp_path / "others.safetensors", PROMPTS, 3, 16, seed=9)), "prompts"),
     ):
         assert f"is of another run: {different} differ" in refused(*command, *more, "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_verb, "__version__", "0.0.0")
+        assert "is of another run: qarvd differ" in refused(*command, "--resume")
     assert "recipe, verb differ" in refused("quantize", *command[1:], "--recipe", "w8a8", "--resume")
     run(*command, "--resume")
     assert out.is_file() and not work.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from qarvd.calibrate.calls import nothing_measured
 from qarvd.calibrate.reach import full_reach
 from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.checkpoint.model import Model, load, save
-from qarvd.errors import SettingError
+from qarvd.errors import CheckpointError, SettingError
 from qarvd.jobs.calibrate import identity
 from qarvd.jobs.quantize import quantize
-from qarvd.quantize.effect import option_errors
+from qarvd.quantize.effect import CALLS, draw_calls, option_errors
 from qarvd.quantize.model import quantize_group
 from qarvd.recipe import Recipe
 from qarvd.stream.presets import PRESETS
@@ -74,6 +75,35 @@ def test_more_bits_have_less_effect_everywhere(rollout: Rollout) -> None:
     assert all(0 <= effect[8] < effect[4] for effect in found.values())
 
 
+def test_an_effect_that_is_not_finite_names_the_layer_where_that_began(rollout: Rollout) -> None:
+    tree = tiny_model().tree
+    tree.get_parameter("blocks.1.ffn.2.bias")[3] = torch.inf
+    with pytest.raises(CheckpointError, match=r"output of blocks\.1\.ffn\.2 became NaN"):
+        option_errors(tree, SETTING, [rollout], WEIGHTS, Recipe())
+    assert not any(module._forward_hooks for module in tree.modules())
+    tree = tiny_model().tree
+    tree.get_submodule("blocks.1.ffn.0").register_full_backward_hook(lambda _, given, __: (given[0] * torch.nan,))
+    with pytest.raises(CheckpointError, match=r"effect of quantizing blocks\.1\.\S+ became NaN"):
+        option_errors(tree, SETTING, [rollout], WEIGHTS, Recipe())
+
+
+def test_few_calls_are_all_measured_at_their_own_weights() -> None:
+    weights = [0.5, 0.0, 3.0] * 18
+    assert draw_calls(weights, torch.Generator()) == weights
+
+
+def test_of_many_calls_as_many_are_drawn_as_their_weights_say() -> None:
+    """Four steps a chunk, the last two alone with weight: a fixed stride would meet some steps never."""
+    weights = [0.01, 0.02, 1.0, 3.0] * 7 * 16
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([draw_calls(weights, generator) for _ in range(200)])  # [draws, calls]
+    assert all(1 <= (row > 0).sum() <= CALLS for row in drawn)
+    torch.testing.assert_close(drawn.sum(1), torch.full((200,), sum(weights)))
+    by_step = drawn.view(200, -1, 4).sum(1).mean(0)
+    due = torch.tensor(weights).view(-1, 4).sum(0)
+    assert by_step.tolist() == pytest.approx(due.tolist(), rel=0.15, abs=1)
+
+
 def calibration_of(model: Model, rollout: Rollout) -> Calibration:
     errors = torch.rand(8, 2, 2, generator=torch.Generator().manual_seed(0)).double().triu()
     about = (identity(model), model.preset_name, SETTING.size, SETTING.frames)
@@ -93,6 +123,22 @@ def test_a_target_is_met_on_disk(target: str, rollout: Rollout, tmp_path: Path) 
     assert len({r.bits for r in reports}) > 1
     assert all(r.effects is None or set(r.effects) == {4, 8} for r in reports)
     load(tmp_path / "m.safetensors")
+
+
+def test_a_float32_checkpoint_is_counted_as_it_is_written(rollout: Rollout, tmp_path: Path) -> None:
+    model = tiny_model()
+    coarse, fine = (replace(model, dtypes=dict.fromkeys(model.dtypes, d)) for d in (torch.bfloat16, torch.float32))
+    made = [quantize(m, Recipe(target="300KB"), calibration_of(m, rollout))[0] for m in copies(coarse, fine)]
+    for number, found in enumerate(made):
+        save(found, tmp_path / f"{number}.safetensors")
+    sizes = [(tmp_path / f"{number}.safetensors").stat().st_size for number in range(2)]
+    assert max(sizes) <= 300_000 and abs(sizes[1] - sizes[0]) < 20_000  # biases and norms alone differ
+    notes: Any = [found.notes["budget"] for found in made]
+    assert notes[1]["bytes"] >= 0.9 * notes[0]["bytes"]
+
+
+def copies(*models: Model) -> list[Model]:
+    return [replace(model, tree=copy.deepcopy(model.tree)) for model in models]
 
 
 def test_an_impossible_target_says_what_is_possible(rollout: Rollout) -> None:

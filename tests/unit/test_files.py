@@ -1,12 +1,19 @@
 """A file written through `replacing` appears whole, or nothing changes."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors import torch as safetensors
+from torch import Tensor
 
+from qarvd.checkpoint.model import Model, save
+from qarvd.checkpoint.write import save_file as write_file
 from qarvd.errors import SettingError
 from qarvd.files import replacing
 
@@ -65,3 +72,38 @@ def test_the_longest_names_a_folder_takes_can_be_written(tmp_path: Path) -> None
     with replacing(path) as part:
         part.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_a_disk_that_is_full_at_the_flush_is_told_of(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(b"precious")
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SettingError, match=f"{path.name} could not be written: No space left on device"):
+        save(model, path)
+    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+
+
+def test_trouble_with_another_file_is_not_blamed_on_the_one_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.bin"), replacing(tmp_path / "file.bin"):
+        (tmp_path / "nowhere.bin").read_bytes()
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
+    metadata = {key: f'{key}: "ä\n\x7f\\' for key in "cabdefgh"}
+    tensors: dict[str, Tensor] = {"b": torch.zeros(3), "a": torch.arange(4, dtype=torch.int8)}
+    seen = set()
+    for _ in range(4):
+        write_file(tensors, tmp_path / "a.safetensors", metadata)
+        seen.add((tmp_path / "a.safetensors").read_bytes())
+        metadata = dict(reversed(metadata.items()))
+    assert len(seen) == 1
+    found = safetensors.load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata() == metadata

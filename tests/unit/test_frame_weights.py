@@ -61,6 +61,19 @@ def test_measuring_stops_when_every_interval_is_narrow() -> None:
     assert converged(errors_like([1.0, 0.5, 0.4], [0.8, 0.2], 8, noise=0.01), (1, 1, 1))
 
 
+def test_an_interval_that_is_narrow_but_for_one_side_is_not_narrow() -> None:
+    """One prompt in eight has most of a chunk's error: the interval reaches further up than down, or the reverse."""
+    errors = torch.ones(40, 2, 2).double().triu()
+    errors[::8, 1, 1] = 6.0
+    found = FrameWeights.from_errors(errors, (3, 3))
+    ends = list(zip(found.low, found.high, found.sensitivity, strict=True))
+    most = max(max(high - v, v - low) / v for low, high, v in ends)
+    half = max((high - low) / 2 / v for low, high, v in ends)
+    within = (most + half) / 2
+    assert half < within < most and not converged(errors, (3, 3), within)
+    assert converged(errors, (3, 3), most * 1.001)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_errors_that_are_not_finite_name_prompt_and_chunk(bad: float) -> None:
     errors = errors_like([1.0, 0.5, 0.4], [0.8, 0.2], 4)

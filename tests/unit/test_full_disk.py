@@ -2,33 +2,27 @@
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from safetensors.torch import save_file
-from torch import Tensor
 
 import qarvd.calibrate.calibration as calibration_module
 import qarvd.jobs.quantize as quantize_job
-from qarvd.calibrate.spill import Spill
-from qarvd.checkpoint.calibration import save_calibration
-from qarvd.checkpoint.model import Model, save
-from qarvd.checkpoint.write import save_file as write_file
+from qarvd.checkpoint.model import save
 from qarvd.cli import main
-from qarvd.errors import SettingError
-from qarvd.files import replacing
-from qarvd.jobs.calibrate import calibrate
 from qarvd.quantize import blockwise
-from qarvd.recipe import RECIPES
 
 from .conftest import CONFIG, tiny_model
+from .small_disk import fill
 
 FULL = "No space left on device"
+
+
 Write = Callable[[Path], None]
 
 
@@ -70,32 +64,6 @@ def unbroken(two_at_once: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     return found
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder that takes 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"no small disk could be mounted: {error}")
-    if done.returncode:
-        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """Leave so many bytes, in whole pages, free on the disk of `folder`."""
-    path = folder / "filling"
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    path.write_bytes(bytes(free - leave))
-    return path
-
-
 def tree(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
@@ -113,41 +81,6 @@ def refusal(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
     said = captured.err.split("\r")[-1].strip()
     assert captured.out == "" and said.startswith("qarvd: ") and said.endswith(".") and "\n" not in said
     return said
-
-
-WRITERS: dict[str, Write] = {
-    "a model": lambda path: save(tiny_model(), path),
-    "statistics": lambda path: save_calibration(
-        calibrate(tiny_model(), torch.zeros(4, 3, CONFIG.text_dim), (4, 6), 3, RECIPES["w4a8"].without_data()), path
-    ),
-    "a text": lambda path: replaced(path, "x" * 10**6),
-}
-
-
-def replaced(path: Path, text: str) -> None:
-    with replacing(path) as part:
-        part.write_text(text)
-
-
-@pytest.mark.parametrize("what", WRITERS)
-def test_a_file_that_does_not_fit_a_real_disk_is_named_and_the_old_one_stays(small_disk: Path, what: str) -> None:
-    path = small_disk / "file.safetensors"
-    path.write_bytes(b"precious")
-    fill(small_disk, leave=8192)
-    before = tree(small_disk)
-    with pytest.raises(SettingError, match=rf"file\.safetensors could not be written: .*{FULL}"):
-        WRITERS[what](path)
-    assert tree(small_disk) == before and path.read_bytes() == b"precious"
-
-
-def test_states_that_do_not_fit_a_real_disk_are_refused_and_take_no_room(small_disk: Path) -> None:
-    spill = Spill(small_disk)
-    first = spill.room((100_000,), torch.float32)
-    free = os.statvfs(small_disk).f_bavail
-    with pytest.raises(SettingError, match=rf"1\.spill could not take 0\.00 GB \({FULL}\)"):
-        spill.room((1_000_000,), torch.float32)
-    assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.spill"]
-    first.fill_(1)
 
 
 def full_when(after: int, write: Callable[..., None]) -> Callable[..., None]:
@@ -298,26 +231,6 @@ def full_allocation(after: int) -> Callable[[int, int, int], None]:
     return allocate
 
 
-def test_a_disk_that_is_full_at_the_flush_is_told_of(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file.safetensors"
-    path.write_bytes(b"precious")
-
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, FULL)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(SettingError, match=f"{path.name} could not be written: {FULL}"):
-        save(model, path)
-    assert path.read_bytes() == b"precious" and tree(tmp_path) == [path]
-
-
-def test_trouble_with_another_file_is_not_blamed_on_the_one_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.bin"), replacing(tmp_path / "file.bin"):
-        (tmp_path / "nowhere.bin").read_bytes()
-
-
 def test_a_damaged_part_is_named_and_not_taken(
     model_file: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,18 +245,3 @@ def test_a_damaged_part_is_named_and_not_taken(
         assert str(work / name) in refusal(capsys, resumed)
         (work / name).write_bytes(whole)
     assert main(resumed) == 0
-
-
-def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
-    metadata = {key: f'{key}: "ä\n\x7f\\' for key in "cabdefgh"}
-    tensors: dict[str, Tensor] = {"b": torch.zeros(3), "a": torch.arange(4, dtype=torch.int8)}
-    seen = set()
-    for _ in range(4):
-        write_file(tensors, tmp_path / "a.safetensors", metadata)
-        seen.add((tmp_path / "a.safetensors").read_bytes())
-        metadata = dict(reversed(metadata.items()))
-    assert len(seen) == 1
-    found = safetensors.load_file(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
-    with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert file.metadata() == metadata

@@ -75,3 +75,10 @@ def test_a_collector_beyond_its_limit_keeps_a_share_without_bias() -> None:
     collector.add(torch.ones(4, 10_000, 2), None, 1.0)
     assert collector.stats is not None
     assert abs(collector.stats.weight - 10_000) < 500
+
+
+def test_a_collector_that_keeps_hardly_any_token_of_a_part_goes_on() -> None:
+    collector = Collector(("layer",), tokens=131_072 * 50)
+    for _ in range(500):
+        collector.add(torch.ones(2, 3), None, 1.0)
+    assert collector.stats is not None and 0 < collector.stats.weight < 60

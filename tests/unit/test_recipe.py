@@ -15,6 +15,7 @@ recipes = st.builds(
     weight_bits=st.sampled_from([4, 8]),
     outliers=st.sampled_from(["published", "none"]),
     rounding=st.text(max_size=10),
+    stream_chunks=st.none() | st.integers(1, 100_000),
     keep=st.lists(st.text(max_size=10), max_size=3).map(tuple),
 )
 

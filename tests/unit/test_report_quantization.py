@@ -131,6 +131,12 @@ def test_the_fitted_share_is_the_fitted_effect_on_all_frames_from_the_chunk_on()
     assert replace(SENSITIVITY, fitted=[0, 0, 0]).fitted_share == [0, 0, 0]
 
 
+def test_effects_that_were_filled_in_are_told_from_measured_ones() -> None:
+    for reach, told in (((), False), ((3, 2, 1), False), ((2, 1, 1), True)):
+        share, _ = sensitivity_figures("w4", replace(SENSITIVITY, reach=reach))
+        assert ("followed for 2, 1, 1 chunks" in share.caption and "filled in" in share.caption) == told
+
+
 def test_chunks_are_drawn_for_measured_variants_and_the_others_are_named() -> None:
     share, effect = sensitivity_figures("w4", SENSITIVITY)
     assert "8 prompts" in share.caption and "measured, chunk 1: 0.6 [0.5, 0.7]" in hovers(share.svg)

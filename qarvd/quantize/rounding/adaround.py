@@ -61,7 +61,7 @@ def learn(
     scale, zero = grid.per_column(n_outlier, target.shape[1])
     down = (target / scale).floor()
     rest = target / scale - down
-    alpha = -((high - low) / (rest - low) - 1).log()  # sigmoid(alpha), stretched, is what rounding takes away
+    alpha = -((high - low) / (rest - low) - 1).log()  # sigmoid(alpha), stretched, is what is added to the floor
     down += zero
     optimizer = torch.optim.Adam([alpha], RATE)
     for iteration in range(iterations):

@@ -1,0 +1,66 @@
+"""How long a job is going to take, told from how long its first roll-outs took."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from .work import Work
+
+SPENT = "spent"
+"""Name of the note that holds what was spent."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a job does after its roll-outs, in units of recording one batch of clips; `a + b` does both."""
+
+    per_batch: float = 0.0
+    """For every batch."""
+    fixed: float = 0.0
+    """However many there are."""
+
+    def __add__(self, other: Rest) -> Rest:
+        return Rest(self.per_batch + other.per_batch, self.fixed + other.fixed)
+
+
+NO_REST = Rest()
+FITTING = Rest(per_batch=2.3, fixed=15.0)
+"""Walking two states through the blocks; sums and rounding (benchmarks/cost.py; the demo model on a CPU agrees)."""
+CHOOSING = Rest(per_batch=1.0, fixed=7.0)
+"""Replaying all calls; 56 of them with gradients, for a bit budget."""
+
+
+class Clock:
+    """How long roll-outs have taken, those before an interruption included, and what that says of the whole job."""
+
+    def __init__(self, work: Work | None) -> None:
+        self.work = work
+        stored = None if work is None else work.note(SPENT)
+        self.earlier, self.chunks_earlier = stored or (0.0, 0)
+        self.began, self.generated = time.monotonic(), 0
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self.earlier + time.monotonic() - self.began
+
+    @property
+    def chunks(self) -> int:
+        """Generated so far, a batch at a time."""
+        return self.chunks_earlier + self.generated
+
+    def store(self) -> None:
+        """Keep what was spent, for a run that takes this one up."""
+        if self.work is not None:
+            self.work.update(SPENT, (self.seconds, self.chunks))
+
+    def in_all(self, batches: int, clip: int, later: int, rest: Rest) -> float:
+        """Minutes of the whole job if one more batch joins `batches`; 0 where nothing is known yet.
+
+        `clip` chunks make a clip; `later` are generated for the effects of calls.
+        """
+        if not self.chunks:
+            return 0.0
+        due = self.chunks * (batches + 1) / batches + later + clip * (rest.per_batch * (batches + 1) + rest.fixed)
+        return self.seconds / self.chunks * due / 60

@@ -1,0 +1,116 @@
+"""Options of `calibrate` and `quantize` that make no sense, or none together, are refused before any work."""
+
+from pathlib import Path
+
+import pytest
+
+import qarvd.cli.calibrate as calibrate_verb
+from qarvd.errors import SettingError
+from qarvd.ops.codecs import codec_of
+from qarvd.recipe import Recipe
+
+from .commands import CLIP, Run
+
+
+@pytest.mark.usefixtures("no_work")
+def test_calibrate_asks_for_the_prompts_of_a_real_model(refused: Run, model_file: Path, out: Path) -> None:
+    said = refused("calibrate", model_file, "--out", out)
+    assert "--prompts is missing" in said and "prompts.txt" in said
+
+
+BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "target in words": (("--target", "small"), "neither a size"),
+    "empty target": (("--target", ""), "neither a size"),
+    "target 0": (("--target", "0MB"), "neither a size"),
+    "negative target": (("--target", "-3 bits"), "neither a size"),
+    "target too small": (("--target", "1KB"), "1KB cannot be met"),
+    "target too small for the linears": (("--target", "180KB"), "ask for a larger size"),
+    "target below 4 bits": (("--target", "3.9 bits"), "ask for a larger size"),
+    "no data for a target": (("--target", "6 bits", "--data-free"), "--target need it"),
+    "prompts for nothing": (("--data-free",), "--prompts, --chunks, --size need it"),
+    "rounding without data": (("--data-free", "--rounding", "gptq"), "--rounding gptq need it"),
+    "outliers without data": (("--data-free", "--outliers", "search"), "--outliers search need it"),
+    "no chunks": (("--chunks", "0"), "--chunks must be at least 1"),
+    "no time": (("--budget-minutes", "0"), "--budget-minutes must be above 0"),
+    "time NaN": (("--budget-minutes", "nan"), "--budget-minutes must be above 0"),
+    "size in words": (("--size", "large"), "not HEIGHTxWIDTH"),
+    "size that does not divide": (("--size", "5x4"), "do not divide into patches"),
+    "device": (("--device", "abacus"), "abacus"),
+    "statistics and prompts": (("--stats", "stats.safetensors"), "--prompts, --chunks, --size and --stats were both"),
+    "stream shorter than the clips": (
+        ("--stream-chunks", "1"),
+        "streams of 1 chunks, but calibration clips have 2",
+    ),
+    "stream of nothing": (("--stream-chunks", "0"), "streams of 0 chunks; 1 to 100,000 were expected"),
+    "stream without data": (("--stream-chunks", "9", "--data-free"), "--stream-chunks need it"),
+    "two ways to say one thing": (("--single-scale", "--outliers", "search"), "--single-scale and --outliers search"),
+    "chunks without end": (("--chunks", "99999999999"), "--chunks 99999999999 makes 299,999,999,997 latent frames"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_OPTIONS)
+@pytest.mark.usefixtures("no_work")
+def test_quantize_refuses_a_bad_option_before_any_work(
+    refused: Run, model_file: Path, prompts: Path, out: Path, bad: str
+) -> None:
+    options, expected = BAD_OPTIONS[bad]
+    assert expected in refused("quantize", model_file, "--prompts", prompts, *CLIP, "--out", out, *options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--chunks", "7"), ("--size", "4x6"), ("--reach", "full"), ("--budget-minutes", "9"), ("--seed", "0")],
+    ids=lambda option: option[0],
+)
+@pytest.mark.usefixtures("no_work")
+def test_an_option_that_another_makes_useless_is_refused_with_both_names(
+    refused: Run, model_file: Path, out: Path, option: tuple[str, str]
+) -> None:
+    def said(*more: str) -> str:
+        return refused("quantize", model_file, *option, *more, "--out", out)
+
+    assert f"--data-free does without calibration, but {option[0]} needs it" in said("--data-free")
+    assert f"{option[0]} and --stats were both given" in said("--stats", "stats.safetensors")
+    assert f"{option[0]} needs calibration on prompts; give --prompts or --stats" in said()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_resuming_what_takes_no_time_is_refused(refused: Run, model_file: Path, out: Path) -> None:
+    assert "--resume needs it" in refused("quantize", model_file, "--data-free", "--resume", "--out", out)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_an_input_is_never_written_to(refused: Run, model_file: Path, prompts: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "folder" / ".." / model_file.name
+    (tmp_path / "folder").mkdir()
+    for verb in ("calibrate", "quantize"):
+        for out in (model_file, beside, prompts):
+            said = refused(verb, model_file, "--prompts", prompts, "--out", out)
+            assert f"{out} is read, too, and writing would destroy it" in said
+    assert "is read, too" in refused("quantize", model_file, "--stats", prompts, "--out", prompts)
+    assert "is read, too" in refused("quantize", "demo", "--out", calibrate_verb.bundle.MODEL)
+    clip = ("--prompt", prompts, "--out", tmp_path / "clip.mp4")
+    for path in (model_file, prompts):
+        assert "is read, too" in refused("stream", model_file, *clip, "--latents", path)
+    assert "is read, too" in refused("stream", model_file, *clip, "--initial", prompts, "--latents", prompts)
+    page = tmp_path / "quality.html"
+    page.write_text("{}")
+    assert "is read, too" in refused("report", model_file, model_file, "--quality", page, "--out", page)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_target_without_prompts_is_refused(refused: Run, model_file: Path, out: Path) -> None:
+    said = refused("quantize", model_file, "--target", "6 bits", "--out", out)
+    assert "--target" in said and "give --prompts or --stats" in said
+
+
+def test_a_seed_beyond_64_bits_is_refused(refused: Run, model_file: Path, prompts: Path, out: Path) -> None:
+    more = ("--seed", 2**64 - 2)  # that of the third prompt is too large
+    assert "64 bits" in refused("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", out, *more)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 16, True, "8"])
+def test_a_bit_width_that_no_codec_has_is_refused(bits: object) -> None:
+    for make in (lambda: Recipe(weight_bits=bits), lambda: codec_of(-1)):  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="supported"):
+            make()

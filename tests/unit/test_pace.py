@@ -1,0 +1,93 @@
+"""--budget-minutes covers the whole job, by the pace of its first roll-outs, and an interruption does not reset it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qarvd.calibrate import calibration
+from qarvd.calibrate.calls import generated
+from qarvd.checkpoint.model import Model
+from qarvd.jobs import pace
+from qarvd.jobs.calibrate import calibrate, setting_of
+from qarvd.jobs.pace import CHOOSING, FITTING, NO_REST, Rest
+from qarvd.jobs.work import Work
+from qarvd.recipe import RECIPES
+
+from .conftest import CONFIG
+
+CHUNKS, FRAMES, SIZE = 2, 6, (4, 4)
+MEASURED = CHUNKS + 3
+"""Chunks that are generated for a prompt: the clip, and those that its chunks affect."""
+PROMPTS = 24
+
+
+class Watch:
+    """A clock on which every chunk takes a minute."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return 60 * self.now
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    found = Watch()
+    monkeypatch.setattr(pace, "time", found)
+    monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
+    return found
+
+
+def prompts_taken(
+    model: Model, watch: Watch, minutes: float, rest: Rest = NO_REST, work: Work | None = None, kill: float = torch.inf
+) -> int:
+    """How many prompts fit; `kill` is when the job is stopped."""
+
+    def tick(done: int, total: int) -> None:
+        watch.now += 1
+        if watch.now >= kill:
+            raise KeyboardInterrupt
+
+    texts = torch.randn(PROMPTS, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"work": work, "minutes": minutes, "rest": rest, "on_chunk": tick}
+    return calibrate(model, texts, SIZE, FRAMES, RECIPES["w4a8"], most_measured=PROMPTS, **options).prompts
+
+
+@pytest.mark.parametrize("rest", [NO_REST, FITTING, FITTING + CHOOSING], ids=["calibrate", "quantize", "target"])
+@pytest.mark.parametrize("fits", [1, 4, 9])
+def test_as_many_prompts_are_taken_as_leave_time_for_all_else(
+    shared_model: Model, watch: Watch, fits: int, rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "converged", lambda *_: False)
+    later = 2 * generated(setting_of(shared_model, SIZE, FRAMES))
+
+    def whole(prompts: int) -> float:
+        return prompts * MEASURED + later + CHUNKS * (rest.per_batch * prompts + rest.fixed)
+
+    assert prompts_taken(shared_model, watch, whole(fits) + 0.5, rest) == fits
+    assert watch.now == fits * MEASURED + later
+
+
+def test_there_is_always_one_batch(shared_model: Model, watch: Watch) -> None:
+    assert prompts_taken(shared_model, watch, 0.001) == 1
+
+
+def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
+    shared_model: Model, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "converged", lambda *_: False)
+    minutes = 6 * MEASURED + 2 * generated(setting_of(shared_model, SIZE, FRAMES)) + 0.5
+    due = prompts_taken(shared_model, watch, minutes)
+    assert due == 6
+    for resume, kill in ((False, 2.5 * MEASURED), (True, 3 * MEASURED), (True, torch.inf)):
+        watch.now = watch.now if resume else 0.0
+        work = Work(tmp_path / "work", {}, resume)
+        try:
+            found = prompts_taken(shared_model, watch, minutes, work=work, kill=kill)
+        except KeyboardInterrupt:
+            continue
+        assert found == due

@@ -1,0 +1,58 @@
+"""What every rounding method owes, whatever file was added last."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qarvd.calibrate.stats import LayerStats
+from qarvd.errors import SettingError
+from qarvd.ops.codecs import CODECS
+from qarvd.ops.split import ChannelSplit
+from qarvd.quantize.grid import row_error
+from qarvd.quantize.rounding import ROUNDING, Task
+
+CHANNELS, ROWS = 96, 24
+
+
+def task(codec: str, symmetric: bool, outliers: int, stats: bool = True) -> Task:
+    """Correlated inputs, and a weight whose first channels are loud."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(ROWS, CHANNELS, generator=generator)
+    weight[:, :20] *= 6
+    x = torch.randn(600, 30, generator=generator) @ torch.randn(30, CHANNELS, generator=generator)
+    x += torch.randn(600, CHANNELS, generator=generator)
+    found = LayerStats.of(x, None, torch.ones(600), generator) if stats else None
+    return Task(weight, ChannelSplit(CHANNELS, tuple(range(outliers))), CODECS[codec], symmetric, found)
+
+
+@pytest.mark.parametrize("outliers", [0, 32])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("method", ROUNDING)
+def test_every_method_gives_a_weight_that_can_be_stored_and_is_no_worse_than_nearest(
+    method: str, codec: str, symmetric: bool, outliers: int
+) -> None:
+    given = task(codec, symmetric, outliers)
+    before = given.weight.clone()
+    found = ROUNDING[method](given)
+    assert torch.equal(given.weight, before)
+    assert found.codec == given.codec and found.split == given.split and found.shape == (ROWS, CHANNELS)
+    assert (found.zero is None) == symmetric
+    assert torch.isfinite(found.scale).all() and (found.scale > 0).all()
+    codes = found.codec.unpack(found.codes)
+    assert codes.min() >= -found.codec.high - (0 if symmetric else 1) and codes.max() <= found.codec.high
+
+    target, hessian = given.problem
+    mine, nearest = (row_error(w.dequantize() - target, hessian).sum() for w in (found, ROUNDING["nearest"](given)))
+    assert mine <= nearest * 1.01
+
+
+@pytest.mark.parametrize("method", ROUNDING)
+def test_a_method_without_the_statistics_it_needs_says_so(method: str) -> None:
+    given = task("int4", False, 32, stats=False)
+    if method == "nearest":
+        ROUNDING[method](given)
+    else:
+        with pytest.raises(SettingError, match="give prompts, or round to nearest"):
+            ROUNDING[method](given)

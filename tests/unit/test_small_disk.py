@@ -1,0 +1,63 @@
+"""What does not fit a real small disk is refused, and what was there stays."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qarvd.calibrate.spill import Spill
+from qarvd.checkpoint.calibration import save_calibration
+from qarvd.checkpoint.model import save
+from qarvd.errors import SettingError
+from qarvd.files import replacing
+from qarvd.jobs.calibrate import calibrate
+from qarvd.recipe import RECIPES
+
+from .conftest import CONFIG, tiny_model
+from .small_disk import fill
+
+FULL = "No space left on device"
+
+
+Write = Callable[[Path], None]
+
+
+def tree(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+WRITERS: dict[str, Write] = {
+    "a model": lambda path: save(tiny_model(), path),
+    "statistics": lambda path: save_calibration(
+        calibrate(tiny_model(), torch.zeros(4, 3, CONFIG.text_dim), (4, 6), 3, RECIPES["w4a8"].without_data()), path
+    ),
+    "a text": lambda path: replaced(path, "x" * 10**6),
+}
+
+
+def replaced(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_a_file_that_does_not_fit_a_real_disk_is_named_and_the_old_one_stays(small_disk: Path, what: str) -> None:
+    path = small_disk / "file.safetensors"
+    path.write_bytes(b"precious")
+    fill(small_disk, leave=8192)
+    before = tree(small_disk)
+    with pytest.raises(SettingError, match=rf"file\.safetensors could not be written: .*{FULL}"):
+        WRITERS[what](path)
+    assert tree(small_disk) == before and path.read_bytes() == b"precious"
+
+
+def test_states_that_do_not_fit_a_real_disk_are_refused_and_take_no_room(small_disk: Path) -> None:
+    spill = Spill(small_disk)
+    first = spill.room((100_000,), torch.float32)
+    free = os.statvfs(small_disk).f_bavail
+    with pytest.raises(SettingError, match=rf"1\.spill could not take 0\.00 GB \({FULL}\)"):
+        spill.room((1_000_000,), torch.float32)
+    assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.spill"]
+    first.fill_(1)
