@@ -1,0 +1,187 @@
+"""The kernels on your card beside cuBLAS, comfy-kitchen and torch's attention: one command, one table to paste back.
+
+    python benchmarks/gpu.py > mine.md
+
+Every contestant is timed with CUDA events, in turns, on memory that is not in the cache (a buffer larger than the L2 is
+written before each call); medians and ratios. Shapes are Wan2.1's: 1,560 tokens a latent frame, three frames a chunk.
+The kernels are checked against the reference first: times of wrong results mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qarvd.cli.common import kernel_folder
+from qarvd.ops import library
+from qarvd.ops.backend import choose
+from qarvd.ops.codecs import CODECS
+from qarvd.ops.cuda import device
+from qarvd.ops.cuda.linear import CUDA
+from qarvd.ops.kitchen import KITCHEN
+from qarvd.ops.linear import QuantizedLinear
+from qarvd.ops.ring import Ring
+from qarvd.ops.self_test import checks, compute_dtype
+from qarvd.ops.split import ChannelSplit
+from qarvd.ops.weight import QuantizedWeight
+
+TOKENS = 1560
+"""Of a latent frame at 480 x 832."""
+LINEARS = {"Wan2.1-1.3B": ((1536, 1536), (1536, 8960), (8960, 1536)), "Wan2.1-14B": ((5120, 5120), (5120, 13824))}
+"""Input and output channels."""
+HEADS = {"Wan2.1-1.3B": 12, "Wan2.1-14B": 40}
+RING_FRAMES = (6, 15)
+OUTLIERS = 64
+Runs = dict[str, Callable[[], object]]
+
+
+def milliseconds(runs: Runs, rounds: int) -> dict[str, float]:
+    """Median of each, taking turns."""
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")  # 256 MiB
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(3):
+            run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {name: median(spent) for name, spent in times.items()}
+
+
+def weight_of(bits: int, outputs: int, channels: int) -> QuantizedWeight:
+    """Any codes will do."""
+    codec, generator = CODECS[f"int{bits}"], torch.Generator().manual_seed(0)
+    codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
+    scale = torch.tensor([8.0, 1.0]) * (1 + torch.rand(outputs, 1, generator=generator)) / codec.high / channels**0.5
+    return QuantizedWeight(codec, ChannelSplit.of(channels, range(5, 5 + OUTLIERS)), codec.pack(codes), scale).to(
+        "cuda"
+    )
+
+
+def linears(channels: int, outputs: int) -> Runs:
+    """One linear on three frames of tokens, quantizer included."""
+    x = torch.randn(3 * TOKENS, channels, device="cuda")
+    dense = torch.randn(outputs, channels, device="cuda") / channels**0.5
+    runs: Runs = {}
+    for dtype, name in ((torch.bfloat16, "cuBLAS bf16"), (torch.float16, "cuBLAS fp16")):
+        if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+            continue
+        runs[name] = partial(F.linear, x.to(dtype), dense.to(dtype))
+    half, narrow = x.half(), dense.half()
+
+    def fast_sums() -> Tensor:
+        torch.backends.cuda.matmul.allow_fp16_accumulation = True
+        try:
+            return F.linear(half, narrow)
+        finally:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = False
+
+    if hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"):
+        runs["cuBLAS fp16, fp16 sums"] = fast_sums
+    for bits in (8, 4):
+        layer = QuantizedLinear(weight_of(bits, outputs, channels), None)
+        layer.prepare()
+        runs[f"qarvd w{bits}a8"] = lambda layer=layer: layer(half)
+        shared = layer.quantize(half, layer.weight.guard)
+        runs[f"qarvd w{bits}a8, quantizer shared"] = lambda layer=layer, shared=shared: layer(shared)
+    weight = weight_of(8, outputs, channels)
+    if KITCHEN.refuses(weight) is None:
+        two_calls, plain = KITCHEN.prepare(weight, None), import_module("comfy_kitchen").int8_linear
+        codes, scale = weight.codes, weight.scale[:, 1].contiguous()
+        runs["comfy-kitchen int8, dual scale"] = lambda: two_calls(half)
+        runs["comfy-kitchen int8, one scale"] = lambda: plain(half, codes, scale, None, torch.float16)
+    return runs
+
+
+def attentions(heads: int, frames: int) -> Runs:
+    """Three frames of queries to `frames` in the ring, and three each of sink and newest chunk."""
+
+    def chunk(count: int) -> Tensor:
+        return torch.randn(1, heads, count * TOKENS, 128, device="cuda", dtype=torch.float16)
+
+    query, sink_key, sink_value, new_key, new_value = (chunk(3) for _ in range(5))
+    key, value = chunk(frames), chunk(frames)
+    runs: Runs = {}
+    keys, values = torch.cat([sink_key, key, new_key], dim=2), torch.cat([sink_value, value, new_value], dim=2)
+    runs["SDPA fp16"] = lambda: F.scaled_dot_product_attention(query, keys, values)
+    for bits in (8, 4):
+        ring = _filled(bits, key, value)
+        held = (None, sink_key, sink_value, new_key, new_value, bits)
+        runs[f"qarvd int{bits} ring"] = lambda ring=ring, held=held: library.kv_attention(
+            query, *ring, frames * TOKENS, *held
+        )
+        runs[f"qarvd append int{bits}, a chunk"] = lambda ring=ring, bits=bits: library.kv_append(
+            new_key, new_value, None, *ring, 0, bits
+        )
+    return runs
+
+
+def _filled(bits: int, key: Tensor, value: Tensor) -> Ring:
+    shape, stored = key.shape, CODECS[f"int{bits}"].stored
+    codes = [torch.zeros((*shape[:3], shape[3] * bits // 8), dtype=stored, device="cuda") for _ in range(2)]
+    scales = [torch.zeros(shape[:3], device="cuda") for _ in range(2)]
+    ring = (codes[0], scales[0], codes[1], scales[1])
+    library.kv_append(key, value, None, *ring, 0, bits)
+    return ring
+
+
+def table(title: str, runs: Runs, rounds: int) -> None:
+    """Print times, and ratios to the first contestant."""
+    spent = milliseconds(runs, rounds)
+    base = next(iter(spent.values()))
+    print(f"\n### {title}\n\n| | ms | speed-up |\n|---|---|---|")
+    for name, time in spent.items():
+        print(f"| {name} | {time:.3f} | {base / time:.2f}x |")
+
+
+def check(card: torch.device) -> None:
+    """Refuse to time kernels that are wrong."""
+    for op, test in checks().items():
+        share = test(card, compute_dtype(card))
+        print(f"- {op}: error {share:.2g} of what is allowed")
+        if not share <= 1:
+            sys.exit(f"{op} gives wrong results on this card; please report it with the output of `qarvd doctor`.")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--smoke", action="store_true", help="two rounds")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("There is no NVIDIA card here: nothing was measured.")
+        return
+    card = torch.device("cuda", torch.cuda.current_device())
+    loaded = device.load(card, kernel_folder())
+    if isinstance(loaded, str):
+        sys.exit(f"The kernels can't be used: {loaded}.")
+    assert choose(weight_of(8, 64, 128)) is CUDA
+    rounds = 2 if args.smoke else args.rounds
+    print(f"## {torch.cuda.get_device_name(card)}\n")
+    print(f"torch {torch.__version__}, kernels {loaded.origin}, {rounds} rounds\n")
+    check(card)
+    for model, shapes in LINEARS.items():
+        for channels, outputs in shapes:
+            table(f"{model}: {3 * TOKENS} tokens, {channels} -> {outputs}", linears(channels, outputs), rounds)
+    for model, heads in HEADS.items():
+        for frames in RING_FRAMES:
+            table(f"{model}: attention to {frames} + 6 frames", attentions(heads, frames), rounds)
+
+
+if __name__ == "__main__":
+    main()

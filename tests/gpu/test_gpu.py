@@ -1,0 +1,231 @@
+"""The kernels on a real card; nothing here runs without one. `pytest tests/gpu` is the whole of it."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qarvd.ops import library, reference
+from qarvd.ops.linear import QuantizedLinear
+from qarvd.ops.ring import Ring
+
+pytestmark = pytest.mark.gpu
+laws = settings(max_examples=100, deadline=None, print_blob=True)
+BITS = (8, 4)
+seeds = st.integers(0, 2**16)
+dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
+
+
+def equal(came: Tensor, due: Tensor) -> bool:
+    return torch.equal(came.cpu(), due)
+
+
+def on(card: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.to(card) for x in tensors]
+
+
+Case = tuple[QuantizedLinear, Tensor]
+
+
+def linear_case(bits: int, rows: int, outputs: int, groups: int, outliers: int, dtype: str, seed: int) -> Case:
+    """A layer with zero points and bias, and tokens, on the CPU."""
+    weight = cases.weight_of(bits, outputs, 32 * groups, 32 * min(outliers, groups // 2), True, seed)
+    layer = QuantizedLinear(weight, torch.randn(outputs, generator=cases.draw(seed)))
+    return layer, cases.tokens_of(rows, weight, dtype, seed + 1)
+
+
+def due_of(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """What the reference makes of `x`."""
+    weight, bias = layer.weight, layer.bias
+    assert bias is not None
+    n = weight.split.n_outlier
+    codes = reference.quantize_activation(x, weight.split.order, n, weight.guard)
+    return reference.dual_scale_linear(
+        *codes, weight.codes, weight.scale, weight.zero, bias, n, weight.codec.bits, x.dtype
+    )
+
+
+@pytest.mark.parametrize("bits", BITS)
+@laws
+@given(
+    rows=st.integers(9, 400),
+    outputs=st.integers(1, 400),
+    groups=st.integers(1, 20),
+    outliers=st.integers(0, 10),
+    dtype=dtypes,
+    seed=seeds,
+)
+def test_linears_equal_the_reference(
+    card: torch.device, bits: int, rows: int, outputs: int, groups: int, outliers: int, dtype: str, seed: int
+) -> None:
+    layer, x = linear_case(bits, rows, outputs, groups, outliers, dtype, seed)
+    due = due_of(layer, x)
+    assert equal(layer.to(card)(x.to(card)), due)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_linears_of_wan_equal_the_reference(card: torch.device, bits: int) -> None:
+    layer, x = linear_case(bits, 1560, 1536, 280, 2, "bfloat16", 0)
+    due = due_of(layer, x)
+    assert equal(layer.to(card)(x.to(card)), due)
+
+
+def test_few_tokens_are_multiplied_as_they_are(card: torch.device) -> None:
+    layer, x = linear_case(8, 3, 64, 8, 1, "bfloat16", 0)
+    due = F.linear(x.float(), layer.weight.dequantize(), layer.bias)
+    came = layer.to(card)(x.to(card)).float().cpu()
+    assert (came - due).norm() < 1e-2 * due.norm()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@laws
+@given(
+    tokens=st.integers(1, 90),
+    position=st.integers(0, 300),
+    head_dim=st.sampled_from([64, 128]),
+    dtype=dtypes,
+    seed=seeds,
+)
+def test_rings_equal_the_reference(
+    card: torch.device, bits: int, tokens: int, position: int, head_dim: int, dtype: str, seed: int
+) -> None:
+    key, value = (cases.chunk(2, 3, tokens, head_dim, dtype, seed + i, fused=True) for i in range(2))
+    offset = torch.randn(2, 3, head_dim, generator=cases.draw(seed))
+    due = cases.empty_ring(bits, 2, 3, 100, head_dim)
+    came = [x.to(card) for x in due]
+    reference.kv_append(key, value, offset, *due, position, bits)
+    library.kv_append(key.to(card), value.to(card), offset.to(card), *came, position, bits)
+    assert all(equal(a, b) for a, b in zip(came, due, strict=True))
+
+
+def ring_of(bits: int, length: int, head_dim: int, offset: Tensor | None, seed: int) -> Ring:
+    ring = cases.empty_ring(bits, 1, 2, length + 3, head_dim)
+    key, value = (cases.chunk(1, 2, length, head_dim, "float32", seed + i) for i in range(2))
+    reference.kv_append(key, value, offset, *ring, 0, bits)
+    return ring
+
+
+@pytest.mark.parametrize("bits", BITS)
+@laws
+@given(
+    rows=st.integers(1, 200),
+    length=st.integers(1, 700),
+    sink=st.integers(0, 100),
+    new=st.integers(0, 200),
+    head_dim=st.sampled_from([64, 128]),
+    dtype=st.sampled_from(["float16", "bfloat16"]),
+    seed=seeds,
+)
+def test_attention_errs_less_than_twice_plain_torch(
+    card: torch.device, bits: int, rows: int, length: int, sink: int, new: int, head_dim: int, dtype: str, seed: int
+) -> None:
+    """Both against float32, on the same ring; torch dequantizes it to the same 16-bit dtype."""
+    offset = torch.randn(1, 2, head_dim, generator=cases.draw(seed))
+    ring = ring_of(bits, length, head_dim, offset, seed)
+    query = cases.chunk(1, 2, rows, head_dim, dtype, seed + 2, fused=True)
+    held = [
+        cases.chunk(1, 2, n, head_dim, dtype, seed + 3 + i) if n else None for i, n in enumerate((sink, sink, new, new))
+    ]
+    wide = [None if x is None else x.float() for x in held]
+    due = reference.kv_attention(query.float(), *ring, length, offset, wide[0], wide[1], wide[2], wide[3], bits)
+    before, after = on(card, query, *ring), on(card, offset, *held)
+    came = library.kv_attention(*before, length, *after, bits).float().cpu()
+    plain = _dequantized_sdpa(card, query, ring, length, offset, held, bits).float().cpu()
+    assert (came - due).norm() <= 2 * (plain - due).norm() + 1e-6 * due.norm()
+    allowed = cases.allowed(query.float(), ring, length, offset, wide, bits, query.dtype)
+    assert ((came - due).abs() <= allowed).all()
+
+
+def _dequantized_sdpa(
+    card: torch.device,
+    query: Tensor,
+    ring: Ring,
+    length: int,
+    offset: Tensor,
+    held: list[Tensor | None],
+    bits: int,
+) -> Tensor:
+    from qarvd.ops.codecs import codec_of
+
+    unpack = codec_of(bits).unpack
+    keys = unpack(ring[0][:, :, :length]).float() * ring[1][:, :, :length, None] + offset.unsqueeze(2)
+    values = unpack(ring[2][:, :, :length]).float() * ring[3][:, :, :length, None]
+    for key, value in (held[:2], held[2:]):
+        if key is not None and value is not None:
+            keys, values = torch.cat([keys, key.float()], dim=2), torch.cat([values, value.float()], dim=2)
+    query, keys, values = (x.to(card, query.dtype) for x in (query, keys, values))
+    return F.scaled_dot_product_attention(query, keys, values)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_captured_graph_gives_what_calls_give(card: torch.device, bits: int) -> None:
+    layer, x = linear_case(bits, 200, 256, 8, 2, "float16", 0)
+    layer, x = layer.to(card), x.to(card)
+    layer.prepare()
+    ring = [t.to(card) for t in ring_of(bits, 300, 64, None, 1)]
+    query = cases.chunk(1, 2, 70, 64, "float16", 2).to(card)
+
+    def work() -> tuple[Tensor, Tensor]:
+        return layer(x), library.kv_attention(query, *ring, 300, None, None, None, None, None, bits)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()  # loads what is left to load
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    x.mul_(0.5)
+    query.neg_()
+    graph.replay()
+    for came, due in zip(captured, work(), strict=True):
+        assert torch.equal(came, due)
+
+
+def test_kernels_run_on_the_stream_that_torch_works_on(card: torch.device) -> None:
+    layer, x = linear_case(8, 300, 512, 16, 2, "float16", 0)
+    layer = layer.to(card)
+    due = layer(x.to(card))
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            late = x.to(card)
+            torch.cuda._sleep(50_000_000)
+            late = late + 0  # ready only after the sleep on this stream
+            results.append(layer(late))
+    torch.cuda.synchronize()
+    assert all(torch.equal(came, due) for came in results)
+
+
+def test_every_card_has_kernels_of_its_own(card: torch.device) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two NVIDIA cards")
+    layer, x = linear_case(8, 100, 128, 8, 1, "float16", 0)
+    due = due_of(layer, x)
+    for index in range(2):
+        where = torch.device("cuda", index)
+        assert equal(layer.to(where)(x.to(where)), due)
+
+
+def test_a_linear_compiles_into_one_graph(card: torch.device) -> None:
+    layer, x = linear_case(4, 100, 128, 8, 1, "float16", 0)
+    layer, x = layer.to(card), x.to(card)
+    layer.prepare()
+    assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+def test_ops_keep_the_rules_of_torch(card: torch.device) -> None:
+    layer, x = linear_case(8, 20, 32, 2, 1, "float16", 0)
+    weight, x = layer.weight.to(card), x.to(card)
+    order, n = weight.split.order.to(card), weight.split.n_outlier
+    torch.library.opcheck(torch.ops.qarvd.quantize_activation, (x, order, n, weight.guard))
+    codes = library.quantize_activation(x, order, n, weight.guard)
+    arguments = (*codes, weight.codes, weight.scale, weight.zero, None, n, 8, torch.float16)
+    torch.library.opcheck(torch.ops.qarvd.dual_scale_linear, arguments)
