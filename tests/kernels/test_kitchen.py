@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import cases
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from qarvd.ops import kitchen
 
 
-def stand_in(x, weight, scale, bias=None, out_dtype=None, residual=None, residual_scale=None):
+def stand_in(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+    residual: Tensor | float = 0.0,
+    residual_scale: Tensor | float = 1.0,
+) -> Tensor:
     """comfy-kitchen's `int8_linear` by its documentation: per-row 8-bit tokens, a scale for each output."""
     step = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
     out = ((x.float() / step).round() @ weight.float().T) * step * scale
-    out = out if bias is None else out + bias.float()
-    return (out if residual is None else residual.float() + residual_scale.float() * out).to(out_dtype)
+    return (residual + residual_scale * (out if bias is None else out + bias)).to(out_dtype)
 
 
 def int8_linear():
     """The real one where it is installed."""
     try:
-        from comfy_kitchen import int8_linear
+        return import_module("comfy_kitchen").int8_linear
     except ImportError:
         return stand_in
-    return int8_linear
 
 
 @pytest.mark.parametrize("bits", [8, 4])
