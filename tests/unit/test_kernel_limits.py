@@ -30,9 +30,8 @@ NOT_REACHED = {
     # With 16 queries a warp, keys and values of 16 bits are read from shared memory too often for it.
     ("sm_80", "qarvd_attention_128_fp16_kv8", "floats"): (0.60, 1.41),
     ("sm_80", "qarvd_attention_128_fp16_kv4", "floats"): (0.60, 1.41),
-    # bfloat16 is rounded by seven integer operations a number.
-    ("sm_80", "qarvd_attention_128_bf16_kv8", "floats"): (0.82, 1.41),
-    ("sm_80", "qarvd_attention_128_bf16_kv4", "floats"): (0.82, 1.41),
+    ("sm_80", "qarvd_attention_128_bf16_kv8", "floats"): (0.60, 1.41),
+    ("sm_80", "qarvd_attention_128_bf16_kv4", "floats"): (0.60, 1.41),
 }
 """What misses the limits, by card, kernel and loop: as it is measured, so that it does not get worse."""
 
