@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from linear import HOPELESS, milliseconds
 from torch import Tensor
 
-from qarvd.cli.common import size_text
 from qarvd.demo.pace import peak_memory, resident_memory
 from qarvd.ops import library
 from qarvd.ops.ring import Ring, codec_of_ring
+from qarvd.report.tables import size_text
 from qarvd.stream.presets import CACHES
 
 

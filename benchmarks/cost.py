@@ -21,13 +21,13 @@ from qarvd.calibrate.reach import REACHES
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
 from qarvd.cli.calibrate import DEFAULTS
-from qarvd.cli.common import text_table
 from qarvd.demo.pace import peak_memory
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding.gptq import ROUNDS, SWEEPS
 from qarvd.recipe import Recipe
+from qarvd.report.tables import text_table
 from qarvd.stream.presets import PRESETS
 from qarvd.wan.config import WanConfig
 from qarvd.wan.tree import WanTree

@@ -25,13 +25,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from qarvd.checkpoint.model import Model, save
-from qarvd.cli.common import load_model, ready, size_text, text_table
+from qarvd.cli.common import load_model, ready
 from qarvd.demo.bundle import LATENT_SIDE, MODEL, embed
 from qarvd.demo.experiment import samples
 from qarvd.demo.pace import peak_memory, resident_memory
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.recipe import RECIPES
+from qarvd.report.tables import size_text, text_table
 from qarvd.stream.cache import KVCache
 from qarvd.stream.rollout import roll_out
 

@@ -78,17 +78,33 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     if "checksum" in ours and ours["checksum"] != checksum(tensors):
         raise CheckpointError("The tensors do not match the checksum; the file is damaged. Get it again.")
 
+    recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
+    notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
+    family = preset or ours.get("preset")
+    return assemble(tensors, transformer, None if family is None else str(family), recipe, notes)
+
+
+def assemble(
+    tensors: dict[str, Tensor],
+    transformer: Mapping[str, object],
+    family: str | None,
+    recipe: Recipe | None = None,
+    notes: Mapping[str, object] | None = None,
+) -> Model:
+    """A model of `tensors` as a file holds them under Wan's names, which it takes out of the dictionary and shares.
+
+    `transformer` is the file's `config["transformer"]`. Raises as `load` does.
+    """
     weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
     shapes = {key: tuple(t.shape) for key, t in tensors.items()}
     shapes |= {f"{name}.weight": weight.shape for name, weight in weights.items()}
     config = WanConfig.from_shapes(shapes, transformer)
-    family = preset or ours.get("preset")
     if family is None or transformer.get("causal_ar") is False:
         raise CheckpointError(
             "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
-            f"model looks the same. If it is autoregressive, name its family with --preset: {', '.join(PRESETS)}."
+            f"model looks the same. If it is autoregressive, name its family with a preset: {', '.join(PRESETS)}."
         )
-    find_preset(str(family))
+    find_preset(family)
     with torch.device("meta"):
         tree = WanTree(config)
     _check(tensors, tree, shapes, quantized=bool(weights))
@@ -96,9 +112,7 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
         tree.set_submodule(name, QuantizedLinear(weight, tensors.get(f"{name}.bias")))
     tree.load_state_dict(tensors, strict=True, assign=True)
     tree.requires_grad_(False).eval()
-    recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
-    notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
-    return Model(tree, config, str(family), {key: t.dtype for key, t in tensors.items()}, recipe, notes)
+    return Model(tree, config, family, {key: t.dtype for key, t in tensors.items()}, recipe, notes or {})
 
 
 def _check(

@@ -24,6 +24,7 @@ from ..jobs.calibrate import SEED, calibrate, identity, setting_of
 from ..jobs.pace import NO_REST, Rest
 from ..jobs.work import Work
 from ..recipe import RECIPES, Recipe
+from ..report.tables import text_table
 from ..stream.sampler import frame_tokens
 from ..wan.forward import pad_text
 from .common import (
@@ -35,7 +36,6 @@ from .common import (
     one_tensor,
     parse_size,
     pick_device,
-    text_table,
     wanted_frames,
 )
 

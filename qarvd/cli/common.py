@@ -118,22 +118,3 @@ def one_tensor(path: Path, key: str) -> Tensor:
 def say(text: str) -> None:
     """Tell the user something that is not the result."""
     print(text, file=sys.stderr)
-
-
-def size_text(count: int) -> str:
-    """Bytes as MB or GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
-
-
-def text_table(rows: list[dict[str, object]]) -> str:
-    """Rows with the same keys as aligned columns."""
-    heads = list(rows[0])
-    cells = [heads, *([_cell(row[head]) for head in heads] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,8 @@ from ..files import no_file
 from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import linear_groups, relative_error
-from .common import add_model, load_model, size_text, text_table
+from ..report.tables import size_text, text_table
+from .common import add_model, load_model
 
 HELP = "compare two checkpoints layer by layer, or two clips (latents or mp4) frame by frame"
 

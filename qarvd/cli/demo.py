@@ -25,10 +25,11 @@ from ..report.charts import bar_chart, line_chart, stacked_counts
 from ..report.page import Clip, Figure, Picture, render_page
 from ..report.png import png_bytes, write_png
 from ..report.sheet import contact_sheet
+from ..report.tables import size_text, text_table
 from ..report.video import VideoWriter
 from ..stream.presets import PRESETS
 from .calibrate import demo_clips, place, run_calibration
-from .common import load_model, ready, say, size_text, text_table, wanted_frames
+from .common import load_model, ready, say, wanted_frames
 from .quantize import with_bar
 
 HELP = "the main job on the bundled model: detect outliers, quantize to W8A8 and W4A8, stream all three, report"

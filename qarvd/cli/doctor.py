@@ -15,7 +15,8 @@ from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
 from ..ops.cuda.driver import Driver
 from ..ops.self_test import Check, checks, compute_dtype
-from .common import kernel_folder, say, size_text, text_table
+from ..report.tables import size_text, text_table
+from .common import kernel_folder, say
 
 HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one is wrong"
 

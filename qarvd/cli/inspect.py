@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..ops.linear import QuantizedLinear
-from .common import add_model, load_model, size_text, text_table
+from ..report.tables import size_text, text_table
+from .common import add_model, load_model
 
 HELP = "say what a checkpoint is: family, dimensions, what is quantized and how"
 

@@ -20,8 +20,9 @@ from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
 from ..recipe import OUTLIERS, RECIPES, Recipe
+from ..report.tables import by_choice, by_kind, size_text, text_table
 from .calibrate import add_calibration, filled, given, open_work, place, read_clips, run_calibration
-from .common import add_model, check_out, load_model, model_path, say, size_text, text_table
+from .common import add_model, check_out, load_model, model_path, say
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
 OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
@@ -140,43 +141,3 @@ def with_bar(
             bar.update()
 
         return quantize(model, recipe, calibration, work, done, measuring)
-
-
-def by_kind(reports: list[LayerReport]) -> list[dict[str, object]]:
-    """Sum up the linears of all blocks by their kind, such as cross_attn.k."""
-    kinds: dict[str, list[LayerReport]] = {}
-    for report in reports:
-        parts = report.name.split(".")
-        kinds.setdefault(".".join(parts[2:] if parts[0] == "blocks" else parts), []).append(report)
-    return [
-        {
-            "linears": kind,
-            "number": len(group),
-            "in": group[0].shape[1],
-            "out": group[0].shape[0],
-            "bits": sum(r.bits for r in group) / len(group),
-            "outliers (mean)": sum(r.n_outlier for r in group) / len(group),
-            "outliers (most)": max(r.n_outlier for r in group),
-            "weight error": sum(r.relative_error for r in group) / len(group),
-            "size": size_text(sum(r.nbytes for r in group)),
-            "kept": group[0].kept,
-        }
-        for kind, group in kinds.items()
-    ]
-
-
-def by_choice(reports: list[LayerReport]) -> list[dict[str, object]]:
-    """What a bit budget gave each group of linears that share an input, and what other choices would have cost."""
-    groups: dict[tuple[object, ...], list[LayerReport]] = {}
-    for report in reports:
-        groups.setdefault((report.name.rsplit(".", 1)[0], *(report.effects or {}).values()), []).append(report)
-    return [
-        {
-            "linears": ", ".join([group[0].name, *(r.name.rsplit(".", 1)[1] for r in group[1:])]),
-            "bits": group[0].bits,
-            **{f"error at {bits} bits": (group[0].effects or {}).get(bits) for bits in (4, 8)},
-            "size": size_text(sum(r.nbytes for r in group)),
-            "kept": group[0].kept,
-        }
-        for group in groups.values()
-    ]

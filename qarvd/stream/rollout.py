@@ -15,6 +15,7 @@ from .cache import KVCache
 from .noise import NoiseSource, from_seeds
 from .presets import Preset
 from .sampler import Chunk, Denoiser, Step, frame_tokens, spans, stream
+from .schedule import Schedule
 
 
 def check_guidance(scale: float) -> None:
@@ -37,11 +38,12 @@ def roll_out(
     cache: KVCache | None = None,
     initial: Tensor | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    schedule: Schedule | None = None,
 ) -> Iterator[Chunk]:
     """Stream `frames` latent frames (None: endless) of `size` (height, width), one sample per seed.
 
     `embeddings` [batch, tokens, text_dim] decide device and dtype; `initial` [batch, channels, frames, height, width]
-    are clean latents to go on from; their frames are not yielded.
+    are clean latents to go on from; their frames are not yielded. `schedule` replaces the preset's.
     """
     if len(seeds) != len(embeddings):
         raise ShapeError(f"{len(seeds)} seeds came for {len(embeddings)} prompts; give one per sample.")
@@ -59,4 +61,5 @@ def roll_out(
     noise = (draw((len(seeds), config.in_dim, len(span), *size)) for span in chunks)
     text = encode_text(tree, config, embeddings)
     given = () if initial is None else initial.to(embeddings).split(preset.chunk_frames, dim=2)
-    return stream(Denoiser(tree, config, text, cache), noise, preset.schedule, draw, given, on_step)
+    denoiser = Denoiser(tree, config, text, cache)
+    return stream(denoiser, noise, schedule or preset.schedule, draw, given, on_step)

@@ -102,7 +102,8 @@ def predict(
 
 def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, positions: Tensor) -> Embedded:
     """What comes before the blocks; arguments as in `predict`."""
-    x = tree.patch_embedding(latents)  # [batch, dim, frames, rows, columns]
+    wide = torch.promote_types(latents.dtype, tree.patch_embedding.weight.dtype)  # ComfyUI keeps it in float32
+    x = tree.patch_embedding(latents.to(wide)).to(latents.dtype)  # [batch, dim, frames, rows, columns]
     batch, _, frames, rows, columns = x.shape
     x = x.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens per frame, dim]
     turn = grid_rotation(positions, rows, columns, config.head_dim)

@@ -1,0 +1,322 @@
+"""Nodes that measure a model: what calibration records, which chunks matter, which channels are outliers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import torch
+from comfy_api.latest import io
+
+from ..qarvd import __version__
+from ..qarvd.calibrate.calibration import Calibration
+from ..qarvd.calibrate.reach import REACHES
+from ..qarvd.calibrate.weights import FrameWeights
+from ..qarvd.checkpoint.calibration import load_calibration, save_calibration
+from ..qarvd.checkpoint.model import Model, checksum
+from ..qarvd.demo.pixels import PATCH
+from ..qarvd.errors import PromptError, SettingError
+from ..qarvd.jobs.calibrate import SEED, calibrate, identity
+from ..qarvd.jobs.work import Work
+from ..qarvd.ops.split import ALIGNMENT
+from ..qarvd.quantize.model import linear_groups, linear_of
+from ..qarvd.quantize.outliers import column_norms, detect
+from ..qarvd.recipe import RECIPES
+from ..qarvd.recipe import Recipe as Choices
+from ..qarvd.report.chunks import Sensitivity
+from ..qarvd.report.layers import place, shared_name
+from ..qarvd.stream.sampler import frame_tokens
+from ..qarvd.wan.forward import pad_text
+from . import host
+from .models import CATEGORY, FAMILIES, FAMILY_TIP
+from .progress import Progress
+from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
+from .store import kept_at, recalled
+
+
+@contextmanager
+def fitting_on(model: Model) -> Iterator[Model]:
+    """The model where ComfyUI computes, in the dtype for it, while other models make room; gradients are possible."""
+    device = management.get_torch_device()
+    management.unload_all_models()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model.tree.to(device, dtype)
+    try:
+        yield model
+    finally:
+        model.tree.to("cpu")
+        management.soft_empty_cache()
+
+
+class Calibrate(io.ComfyNode):
+    """Rolls a model out on prompts; found again by what went in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdCalibrate",
+            display_name="Calibrate",
+            category=CATEGORY,
+            description=(
+                "Generates clips in full precision, records what the model is given, and measures how much each chunk "
+                "matters to the final video. The result is kept in output/qarvd/statistics and found again after a "
+                "restart; what an interrupted run had finished is taken up."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="In full precision; a LoRA on it is merged."),
+                Prompts.Input("prompts", tooltip="Of Encode Prompt List."),
+                io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
+                io.Int.Input("chunks", default=7, min=1, max=1000, tooltip="Chunks of every clip."),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="Of the video in pixels (the demo: 32 x 32).",
+                ),
+                io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Of the video in pixels."),
+                io.Combo.Input(
+                    "reach",
+                    options=sorted(REACHES, key=lambda name: name != "short"),
+                    default="short",
+                    tooltip=(
+                        "How far a chunk's effect is followed: short takes a third of the time and tells the rest from "
+                        "that (weights within 6 %); full is as published."
+                    ),
+                ),
+                io.Float.Input(
+                    "budget_minutes",
+                    default=0.0,
+                    min=0.0,
+                    max=10_000.0,
+                    tooltip="Take as many prompts as let this node end in so many minutes; 0: all of them.",
+                ),
+                Recipe.Input(
+                    "recipe",
+                    optional=True,
+                    tooltip="Chunks are measured at this recipe's bits. Without it: 4-bit weights.",
+                ),
+            ],
+            outputs=[
+                Statistics.Output(display_name="statistics", tooltip="For Dual-Scale Quantize and Frame Sensitivity."),
+                io.String.Output(display_name="file", tooltip="Where they lie, for the command line too."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        prompts: PromptList,
+        family: str,
+        chunks: int,
+        width: int,
+        height: int,
+        reach: str,
+        budget_minutes: float,
+        recipe: Choices | None = None,
+    ) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            found = host.library_model(model, family)
+            size = latent_size(found.preset_name == "demo", width, height)
+            frame_tokens(found.config, *size)
+            frames = chunks * found.preset.chunk_frames
+            embeddings = checked(found, prompts)
+            about = {
+                "model": identity(found),
+                "preset": found.preset_name,
+                "prompts": checksum({"text_embeds": embeddings}),
+                "size": size,
+                "frames": frames,
+                "reach": reach,
+                "minutes": budget_minutes,
+                "recipe": json.loads((recipe or RECIPES["w4a8"]).without_data().to_json()),
+                "qarvd": __version__,
+            }
+            path = kept_at("statistics", about)
+            calibration = recalled(path, load_calibration)
+            if calibration is None:
+                calibration = measure(found, embeddings, size, frames, recipe, reach, budget_minutes, path, about)
+        return io.NodeOutput(StoredCalibration(calibration, path), str(path))
+
+
+def checked(model: Model, prompts: PromptList) -> torch.Tensor:
+    """The embeddings as ordinary tensors. Raises PromptError for those of another model's text encoder."""
+    embeddings = prompts.embeddings.detach().clone()
+    if embeddings.shape[-1] != model.config.text_dim:
+        raise PromptError(
+            f"The prompts were encoded to {embeddings.shape[-1]} numbers a token, but this model takes "
+            f"{model.config.text_dim}: encode them with its own text encoder."
+        )
+    pad_text(model.config, embeddings[:1])
+    return embeddings
+
+
+def latent_size(demo: bool, width: int, height: int) -> tuple[int, int]:
+    """Height and width of the latents of a video. Raises SettingError for a size that the model cannot have."""
+    pixels = PATCH if demo else 8
+    if width % pixels or height % pixels:
+        raise SettingError(f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels.")
+    return height // pixels, width // pixels
+
+
+def measure(
+    model: Model,
+    embeddings: torch.Tensor,
+    size: tuple[int, int],
+    frames: int,
+    recipe: Choices | None,
+    reach: str,
+    minutes: float,
+    path: Path,
+    about: dict[str, object],
+) -> Calibration:
+    """Calibrate, go on with what an interrupted run of the same had finished, and write `path`."""
+    work, bar = Work(path.with_name(f"{path.name}.work"), about, resume=True), Progress(1)
+    with fitting_on(model):
+        calibration = calibrate(
+            model,
+            embeddings,
+            size,
+            frames,
+            recipe or RECIPES["w4a8"],
+            SEED,
+            reach=reach,
+            work=work,
+            minutes=minutes or None,
+            on_chunk=bar.at,
+        )
+    work.finish(lambda temporary: save_calibration(calibration, temporary), path)
+    return calibration
+
+
+class FrameSensitivity(io.ComfyNode):
+    """How much each chunk matters to the final video."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdFrameSensitivity",
+            display_name="Frame Sensitivity",
+            category=CATEGORY,
+            description=(
+                "Shows the share of each chunk in the error of the final video when it alone is quantized, with 95 % "
+                "intervals and the fitted decay."
+            ),
+            is_output_node=True,
+            inputs=[
+                Statistics.Input("statistics", tooltip="Of Calibrate."),
+                io.Int.Input(
+                    "stream_chunks",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Weights for streams of so many chunks, told from the fit; 0: as measured.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="frame weights", tooltip="One weight per chunk, of mean 1, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, statistics: StoredCalibration, stream_chunks: int) -> io.NodeOutput:
+        calibration = statistics.calibration
+        sizes = chunk_sizes(calibration)
+        found = calibration.weights(sizes)
+        if not found.prompts:
+            raise SettingError("These statistics hold no measured chunks; calibrate clips of two or more chunks.")
+        if stream_chunks and stream_chunks < len(sizes):
+            raise SettingError(
+                f"Streams of {stream_chunks} chunks are shorter than the calibration's clips of {len(sizes)}; take "
+                "shorter clips, or set stream_chunks to 0."
+            )
+        longer = found.extend((*sizes, *[max(sizes)] * (stream_chunks - len(sizes)))) if stream_chunks else found
+        return io.NodeOutput(
+            json.dumps([round(value, 6) for value in longer.values]), ui=sensitivity_data(found, calibration)
+        )
+
+
+def chunk_sizes(calibration: Calibration) -> tuple[int, ...]:
+    """Latent frames of each recorded chunk."""
+    calls = calibration.rollouts[0].calls
+    return tuple({call.chunk: call.latents.shape[2] for call in calls}.values())
+
+
+def sensitivity_data(found: FrameWeights, calibration: Calibration) -> dict[str, Any]:
+    """What the panel draws."""
+    told = Sensitivity(
+        found.chunk_frames,
+        found.sensitivity,
+        found.low,
+        found.high,
+        found.per_affected,
+        found.fitted,
+        found.rate,
+        found.prompts,
+        calibration.reach,
+    )
+    names = ("share", "low", "high", "fitted_share", "per_affected", "chunk_frames")
+    return {
+        "qarvd_sensitivity": [
+            {**{name: list(getattr(told, name)) for name in names}, "prompts": told.prompts, "rate": told.rate}
+        ]
+    }
+
+
+class DetectOutliers(io.ComfyNode):
+    """Which input channels have weights far above the others'."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdDetectOutliers",
+            display_name="Detect Outliers",
+            category=CATEGORY,
+            description=(
+                "Runs the detector of Q-ARVD on every layer's weights and maps how many outlier channels each has, by "
+                "layer type and depth. Dual-Scale Quantize does not need it."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="In full precision."),
+                io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
+            ],
+            outputs=[
+                io.String.Output(display_name="splits", tooltip="The outlier channels of every layer, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, family: str) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            found = host.library_model(model, family)
+            identity(found)  # refuses a quantized one
+            splits, layers = {}, []
+            groups = list(linear_groups(found.config.num_layers))
+            bar = Progress(len(groups))
+            for names in groups:
+                norms = column_norms(*(linear_of(found.tree, name).weight for name in names))
+                channels = detect(norms, most=len(norms) // (2 * ALIGNMENT) * ALIGNMENT).channels
+                splits[shared_name(names)] = list(channels)
+                layers.append(layer_data(names, len(norms), len(channels)))
+                bar.advance()
+        return io.NodeOutput(json.dumps(splits), ui={"qarvd_outliers": [{"layers": layers}]})
+
+
+def layer_data(names: tuple[str, ...], channels: int, count: int) -> dict[str, Any]:
+    """A cell of the outlier map: linears `names`, which share an input."""
+    kinds, depths = zip(*map(place, names), strict=True)
+    depth = int(depths[0]) if depths[0].isdecimal() else None
+    return {
+        "name": shared_name(names),
+        "type": shared_name(kinds),
+        "depth": depth,
+        "channels": channels,
+        "count": count,
+    }

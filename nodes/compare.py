@@ -1,0 +1,58 @@
+"""The node that says how far a quantized model's video is from the full one's."""
+
+from __future__ import annotations
+
+import math
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..qarvd.report.similarity import check_alike, frame_errors, psnr, ssim
+from .models import CATEGORY
+
+
+class CompareVideos(io.ComfyNode):
+    """PSNR and SSIM of each frame, and the error of each chunk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdCompare",
+            display_name="Compare Videos",
+            category=CATEGORY,
+            description=(
+                "Compares two videos frame by frame. From the same noise, what differs is what quantizing changed; an "
+                "error that grows from chunk to chunk is drift."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("reference", tooltip="The frames of the full-precision video."),
+                io.Image.Input("other", tooltip="The frames of the other one, of the same size and length."),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=12,
+                    min=1,
+                    max=1024,
+                    tooltip="Pixel frames of a chunk: 12 for Wan's chunks of 3 latent frames, 3 for the demo.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="PSNR", tooltip="Of all frames, in dB; 100 where they are the same."),
+                io.Float.Output(display_name="SSIM", tooltip="Mean over the frames."),
+                io.String.Output(display_name="table", tooltip="Figures of each frame."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, reference: Tensor, other: Tensor, chunk_frames: int) -> io.NodeOutput:
+        check_alike(reference, other)
+        errors = frame_errors(reference, other)
+        alike = ssim(reference, other)
+        ratios = [None if math.isinf(value) else value for value in psnr(errors).tolist()]
+        drift = [part.mean().item() for part in errors.split(chunk_frames)]
+        lines = ["frame  PSNR (dB)    SSIM"]
+        for frame, (ratio, likeness) in enumerate(zip(ratios, alike.tolist(), strict=True)):
+            lines.append(f"{frame:5}  {'same' if ratio is None else f'{ratio:.2f}':>9}  {likeness:.4f}")
+        told = {"psnr": ratios, "ssim": alike.tolist(), "drift": drift, "chunk_frames": chunk_frames}
+        whole = min(100.0, psnr(errors.mean()).item())
+        return io.NodeOutput(whole, alike.mean().item(), "\n".join(lines), ui={"qarvd_compare": [told]})

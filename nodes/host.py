@@ -1,0 +1,174 @@
+"""Our models and ComfyUI's: a MODEL from a checkpoint and back, in any ComfyUI that has Wan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.lora
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models as families
+import torch
+from torch import Tensor
+
+from ..qarvd.checkpoint.model import Model, assemble, state_tensors
+from ..qarvd.errors import CheckpointError, SettingError
+from ..qarvd.recipe import Recipe
+from ..qarvd.stream.presets import PRESETS, find_preset
+from ..qarvd.wan.config import WanConfig
+from . import layout
+from .linears import operations
+from .say import say_once
+
+ATTACHMENT = "qarvd"
+AUTOMATIC = "automatic"
+"""The choice of a family that leaves it to the model."""
+PREFIX = "diffusion_model."
+
+
+@dataclass(frozen=True)
+class About:
+    """What a MODEL of ours knows of itself beyond its tensors; it travels with the MODEL and its clones."""
+
+    family: str
+    recipe: Recipe | None = None
+    notes: Mapping[str, object] = field(default_factory=dict)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """The dtype in which the file held each tensor."""
+
+
+def patcher_of(model: Model) -> Any:
+    """A ComfyUI MODEL that shares the tensors of `model`."""
+    tensors = state_tensors(model)
+    quantized = model.recipe is not None
+    reason = layout.register() if quantized else None
+    if reason is not None:
+        say_once(f"Quantized linears are loaded by this pack's own operations: {reason}.")
+    options = {"custom_operations": operations()} if reason is not None else {}
+    metadata = {"config": json.dumps({"transformer": model.config.transformer_metadata()})}
+    if hasattr(families, "WAN21_CausalAR_T2V"):  # such a ComfyUI reads the model's dimensions from the metadata
+        patcher = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=metadata)
+    else:
+        patcher = build(model.config, tensors, options.get("custom_operations"))
+    about = About(model.preset_name, model.recipe, model.notes, model.dtypes)
+    patcher.set_attachments(ATTACHMENT, about)
+    return patcher
+
+
+def build(config: WanConfig, tensors: dict[str, Tensor], custom_operations: Any | None) -> Any:
+    """A MODEL in a ComfyUI that guesses heads, text and time dimensions, which are right for Wan's own sizes only."""
+    found = families.WAN21_T2V(
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "qk_norm": True,
+            "cross_attn_norm": True,
+            "window_size": (-1, -1),
+            **{name: getattr(config, name) for name in CONSTRUCTOR},
+        }
+    )
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    floats = [t for t in tensors.values() if t.is_floating_point()]
+    parameters, kinds = sum(t.numel() for t in tensors.values()), list(found.supported_inference_dtypes)
+    weight_dtype = max(floats, key=lambda t: t.numel()).dtype
+    dtype = management.unet_dtype(model_params=parameters, supported_dtypes=kinds, weight_dtype=weight_dtype)
+    found.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, kinds))
+    found.custom_operations = custom_operations
+    model = found.get_model(tensors, "").to(offload)
+    model.load_model_weights(tensors, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+CONSTRUCTOR = (
+    *("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len", "freq_dim"),
+    *("in_dim", "out_dim", "patch_size", "eps"),
+)
+"""Dimensions that ComfyUI's Wan model is constructed with, by our names and its."""
+
+
+def about(patcher: Any) -> About | None:
+    """What a MODEL of ours knows of itself; None for one of another loader."""
+    found = patcher.get_attachment(ATTACHMENT)
+    return found if isinstance(found, About) else None
+
+
+def with_family(patcher: Any, family: str) -> Any:
+    """A clone of a MODEL, as any loader gives it, that knows its family."""
+    config_of(patcher)
+    find_preset(family)
+    known = about(patcher)
+    clone = patcher.clone()
+    clone.set_attachments(
+        ATTACHMENT, About(family, *(() if known is None else (known.recipe, known.notes, known.dtypes)))
+    )
+    return clone
+
+
+def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
+    """The family of a MODEL, or the one that was chosen for it. Raises SettingError where neither is known."""
+    config_of(patcher)
+    known = about(patcher)
+    if chosen != AUTOMATIC:
+        find_preset(chosen)
+        return chosen
+    if known is None:
+        raise SettingError(
+            "This MODEL does not say which autoregressive family it belongs to. Load it with Load AR Model, or choose "
+            f"its family on this node: {', '.join(PRESETS)}."
+        )
+    return known.family
+
+
+def config_of(patcher: Any) -> WanConfig:
+    """The dimensions of a MODEL. Raises SettingError where it is no Wan text-to-video model."""
+    tree = patcher.model.diffusion_model
+    if not hasattr(tree, "blocks") or getattr(tree, "model_type", None) != "t2v":
+        raise SettingError(
+            f"This MODEL is a {type(tree).__name__}; a Wan text-to-video model was expected. Load an autoregressive "
+            "checkpoint (Self-Forcing, Causal-Forcing, CausVid, LongLive) with Load AR Model."
+        )
+    values = {name: getattr(tree, name) for name in CONSTRUCTOR}
+    if values["in_dim"] != values["out_dim"]:
+        raise SettingError(
+            f"This Wan model takes {values['in_dim']} channels and returns {values['out_dim']}; only text-to-video "
+            "models can be streamed."
+        )
+    return WanConfig(**{**values, "patch_size": tuple(values["patch_size"])})
+
+
+def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
+    """The library's model of a MODEL, patches (a merged LoRA) included; the MODEL itself is not changed by its use.
+
+    Raises SettingError for patches that cannot be merged into weights.
+    """
+    name, config = family_of(patcher, family), config_of(patcher)
+    if others := sorted(key for key in patcher.object_patches if key.startswith(PREFIX)):
+        raise SettingError(
+            f"The MODEL was changed in a way that cannot be merged into its weights ({others[0]}); take the LoRA side "
+            "branch off, or use a LoRA loader that merges."
+        )
+    known = about(patcher)
+    tensors = {key: merged(patcher, key, value) for key, value in patcher.model.diffusion_model.state_dict().items()}
+    if known is not None and known.recipe is not None and patcher.patches:
+        raise SettingError("This quantized MODEL carries a LoRA; take it off first, or merge it before quantizing.")
+    if known is None and any(key.endswith(".comfy_quant") for key in tensors):
+        raise CheckpointError("This MODEL is already quantized; start from the full-precision checkpoint.")
+    recipe, notes, dtypes = (None, {}, {}) if known is None else (known.recipe, known.notes, known.dtypes)
+    found = assemble(tensors, config.transformer_metadata(), name, recipe, notes)
+    held = {key: dtypes.get(key, dtype) for key, dtype in found.dtypes.items()}
+    return Model(found.tree, found.config, found.preset_name, held, recipe, notes)
+
+
+def merged(patcher: Any, key: str, weight: Tensor) -> Tensor:
+    """A weight as a copy that no one else sees, with the MODEL's patches added; integers are shared."""
+    patches, backup = patcher.patches.get(f"{PREFIX}{key}"), patcher.backup.get(f"{PREFIX}{key}")
+    weight = weight if backup is None else backup.weight  # an earlier run may have left patches merged
+    if patches and weight.is_floating_point():
+        wide = weight.to(torch.float32, copy=True)
+        return comfy.lora.calculate_weight(patches, wide, f"{PREFIX}{key}").to(weight.dtype)
+    # Nodes run in inference mode, whose tensors no gradient can pass; a copy made outside of it is an ordinary one.
+    return weight.detach().clone() if weight.is_floating_point() else weight.detach()

@@ -1,0 +1,148 @@
+"""Quantized linears for any ComfyUI: its `Linear`, subclassed, takes the tensors of our format as a file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..qarvd.checkpoint.quantized import MARKER, read_linear, write_linear
+from ..qarvd.ops.backend import QuantizedActivation
+from ..qarvd.ops.linear import QuantizedLinear
+from ..qarvd.ops.weight import QuantizedWeight
+
+
+def operations() -> Any:
+    """A set of ComfyUI operations of its own for one model, whose linears may be quantized."""
+
+    class Operations(comfy.ops.manual_cast):
+        class Linear(HostedLinear):
+            pass
+
+    return Operations
+
+
+class HostedLinear(comfy.ops.manual_cast.Linear):
+    """ComfyUI's linear; `weight` holds packed codes where the file has them, so that offloading moves those.
+
+    Scales, zero points, outliers and the format's marker are small buffers, so that its state dict is what a file
+    holds.
+    """
+
+    quantized: QuantizedWeight | None = None
+    """As loaded; codes of a patched model differ. None in full precision."""
+    _runner: QuantizedLinear | None = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if f"{prefix}{MARKER}" not in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            return
+        weight = read_linear(prefix[:-1], state_dict)
+        bias = state_dict.get(f"{prefix}bias")
+        self.quantized = weight
+        self.weight = nn.Parameter(weight.codes, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        for key, tensor in write_linear("", weight):
+            if key != ".weight":
+                self.register_buffer(key[1:], tensor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HostedLinear:
+        """Follow `.to(device)`: what was laid out for the old place is dropped."""
+        self._runner = None
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor | QuantizedActivation, *args: Any, **kwargs: Any) -> Tensor:
+        if self.quantized is None:
+            return super().forward(x, *args, **kwargs)
+        if self.weight_function or self.bias_function:  # a LoRA that ComfyUI adds while running
+            return self._patched(x)
+        return self.runner(_device(x))(x)
+
+    def share_input(self, x: Tensor, linears: Sequence[nn.Module]) -> Tensor | QuantizedActivation:
+        """`x` quantized once for all of `linears` that read it, where none of them is changed from outside."""
+        plain = [
+            linear
+            for linear in linears
+            if isinstance(linear, HostedLinear) and linear.quantized is not None and "forward" not in vars(linear)
+        ]
+        if len(plain) < len(linears) or any(linear.weight_function or linear.bias_function for linear in plain):
+            return x
+        runners = [linear.runner(x.device) for linear in plain]
+        return runners[0].share_input(x, runners)
+
+    def runner(self, device: torch.device) -> QuantizedLinear:
+        """Who multiplies on `device`; kept for as long as the weight stays there."""
+        held = self._runner
+        if held is not None and self.weight.device == device and held.weight.codes.data_ptr() == self.weight.data_ptr():
+            return held
+        bias = None if self.bias is None else self.bias.to(device)
+        runner = QuantizedLinear(self._weight(self.weight.to(device)), bias)
+        if self.weight.device == device:
+            self._runner = runner
+        return runner
+
+    def _weight(self, codes: Tensor) -> QuantizedWeight:
+        """This weight with other codes, where they are."""
+        assert self.quantized is not None
+        zero, device = self.quantized.zero, codes.device
+        scale = self.quantized.scale.to(device)
+        codec, split = self.quantized.codec, self.quantized.split
+        return QuantizedWeight(codec, split, codes.detach(), scale, None if zero is None else zero.to(device))
+
+    def _patched(self, x: Tensor | QuantizedActivation) -> Tensor:
+        assert isinstance(x, Tensor)
+        weight = self._weight(self.weight.to(x.device)).dequantize().to(x.dtype)
+        for function in self.weight_function:
+            weight = function(weight)
+        bias = None if self.bias is None else self.bias.to(x)
+        for function in self.bias_function if bias is not None else ():
+            bias = function(bias)
+        return F.linear(x, weight, bias)
+
+    def convert_weight(self, weight: Tensor, inplace: bool = False, **_: Any) -> Tensor:
+        """ComfyUI is about to add a LoRA to `weight`, which is the codes in float32: the floats they stand for."""
+        return weight if self.quantized is None else self._weight(weight.to(self.weight.dtype)).dequantize()
+
+    def set_weight(
+        self,
+        weight: Tensor,
+        inplace_update: bool = False,
+        seed: int | None = None,
+        return_weight: bool = False,
+        **_: Any,
+    ) -> Tensor | None:
+        """ComfyUI gives back the floats [out, in] with a LoRA added: round them to this layer's grid.
+
+        Scales and outliers stay as they were calibrated. With a `seed`, rounding is at random, up or down by how near,
+        so that changes smaller than a step have their effect in the mean.
+        """
+        if self.quantized is not None:
+            weight = requantize(self._weight(self.weight.to(weight.device)), weight, seed)
+        weight = weight.to(self.weight.dtype)
+        if return_weight:
+            return weight
+        self._runner = None
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        return None
+
+
+def requantize(old: QuantizedWeight, weight: Tensor, seed: int | None) -> Tensor:
+    """Packed codes of floats `weight` [out, in] on the grid of `old`."""
+    n, codec = old.split.n_outlier, old.codec
+    part = (torch.arange(old.split.channels, device=weight.device) >= n).long()
+    columns = weight.float()[:, old.split.order.to(weight.device)] / old.scale[:, part]
+    if old.zero is not None:
+        columns = columns + old.zero.float()[:, part]
+    if seed is not None:
+        generator = torch.Generator(device=weight.device).manual_seed(seed % 2**63)
+        columns = (columns + torch.rand(columns.shape, generator=generator, device=weight.device)).floor_()
+    low = -8 if codec.bits == 4 and old.zero is not None else codec.low
+    return codec.pack(columns.round().clamp_(low, codec.high).to(torch.int8))
+
+
+def _device(x: Tensor | QuantizedActivation) -> torch.device:
+    return x.device if isinstance(x, Tensor) else x.codes.device

@@ -1,0 +1,104 @@
+"""What the page sees while a stream runs: each chunk's frames, how soon the first came, how fast they come."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import folder_paths
+import torch
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..qarvd.demo import bundle, pixels
+from ..qarvd.report.pixels import to_bytes
+from ..qarvd.report.png import png_bytes
+from ..qarvd.stream.preview import rgb_preview
+from ..qarvd.stream.sampler import Chunk
+
+EVENT = "qarvd.chunk"
+KEPT = 480
+"""Latent frames in the animation that is left when the stream has ended; a longer one keeps the newest."""
+
+
+class Live:
+    """Tells the page of one stream, chunk by chunk."""
+
+    def __init__(self, node: str | None, demo: bool, chunks: int | None, first_frame: int = 0) -> None:
+        self.node, self.demo, self.chunks, self.first_frame = node, demo, chunks, first_frame
+        self.began = time.perf_counter()
+        self.first_after = 0.0
+        self.done = self.latent_frames = 0
+        self.frames: list[Tensor] = []
+
+    def show(self, chunk: Chunk) -> Image.Image:
+        """Send a chunk to the panel, and give the picture for ComfyUI's own preview."""
+        seconds = time.perf_counter() - self.began
+        self.first_after = self.first_after or seconds
+        frames = self.pictures(chunk.latents)
+        self.frames = [*self.frames, *frames][-KEPT:]
+        self.done, self.latent_frames = self.done + 1, self.latent_frames + len(frames)
+        height, width = frames.shape[1:3]
+        strip = torch.cat(list(frames), dim=1)  # side by side
+        server = PromptServer.instance
+        told = {
+            "node": self.node,
+            "prompt_id": getattr(server, "last_prompt_id", None),
+            "chunk": self.done - 1,
+            "chunks": self.chunks,
+            "first_frame": chunk.start,
+            "frames": len(frames),
+            "width": width,
+            "height": height,
+            "sprite": f"data:image/png;base64,{base64.b64encode(png_bytes(strip)).decode()}",
+            **self.figures(),
+        }
+        server.send_sync(EVENT, told, server.client_id)
+        return Image.fromarray(to_bytes(frames[-1]).numpy())
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """RGB frames [frames, height, width, 3] in 0..1 of the first video of a batch."""
+        if self.demo:
+            return pixels.decode(latents[:1].cpu())[0].unsqueeze(-1).repeat(1, 1, 1, 3)
+        return rgb_preview(latents[0])
+
+    def figures(self) -> dict[str, Any]:
+        """Seconds until the first chunk was there, and pixel frames a second so far."""
+        total = pixel_frames(self.first_frame + self.latent_frames, self.demo) - pixel_frames(
+            self.first_frame, self.demo
+        )
+        seconds = time.perf_counter() - self.began
+        return {
+            "first_frame_seconds": round(self.first_after, 3),
+            "pixel_frames": total,
+            "pixel_frames_per_second": round(total / max(seconds, 1e-9), 3),
+        }
+
+    def result(self) -> dict[str, Any]:
+        """What the panel keeps: figures, and an animation in ComfyUI's temporary folder."""
+        told = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
+        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.demo)}]}
+
+
+def pixel_frames(latent_frames: int, demo: bool) -> int:
+    """Pixel frames that latents decode to; Wan's VAE makes one of the first latent frame and four of each other."""
+    return latent_frames if demo else max(0, 1 + 4 * (latent_frames - 1))
+
+
+def animation(frames: Sequence[Tensor], demo: bool) -> dict[str, str]:
+    """Write frames [height, width, 3] as an animated picture into ComfyUI's temporary folder."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"qarvd_{token_hex(6)}.webp"
+    scale = 8 if demo else 4
+    pictures = [Image.fromarray(to_bytes(frame).numpy()) for frame in frames]
+    pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
+    rate = bundle.FRAMES_PER_SECOND if demo else 4  # Wan: 16 pixel frames a second, 4 of a latent frame
+    first, *others = pictures
+    first.save(folder / name, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, quality=80)
+    return {"filename": name, "subfolder": "", "type": "temp"}

@@ -1,0 +1,135 @@
+"""The node that encodes a list of prompts for calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..qarvd.calibrate.prompts import shipped_prompts
+from ..qarvd.checkpoint.model import checksum
+from ..qarvd.checkpoint.write import save_file
+from ..qarvd.demo.prompts import split_prompts
+from ..qarvd.errors import PromptError, QarvdError
+from ..qarvd.files import replacing
+from . import demo
+from .models import CATEGORY
+from .progress import Progress
+from .sockets import PromptList, Prompts
+from .store import folder
+
+SHIPPED, WRITTEN = "the 64 shipped prompts", "the text below"
+LEAST = 4
+
+
+class EncodePrompts(io.ComfyNode):
+    """Text to embeddings, once, for any number of calibrations."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdEncodePrompts",
+            display_name="Encode Prompt List",
+            category=CATEGORY,
+            description=(
+                "Encodes prompts for Calibrate and writes them to output/qarvd/prompts, where `python -m qarvd` reads "
+                "them, too."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the model: UMT5 for Wan, or the Demo Model's."),
+                io.Combo.Input(
+                    "source",
+                    options=[SHIPPED, WRITTEN],
+                    default=SHIPPED,
+                    tooltip=(
+                        "The shipped prompts have many subjects, motions, cameras and lengths (for the demo model: 64 "
+                        "sentences of its own). Prompts like those you will generate serve at least as well."
+                    ),
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    tooltip=(
+                        "One prompt a line, or the path of a .txt file of them. Read only where the source is "
+                        f"{WRITTEN!r}. At least {LEAST}; 24 or more do much better."
+                    ),
+                ),
+                io.Int.Input(
+                    "limit",
+                    default=64,
+                    min=LEAST,
+                    max=1024,
+                    tooltip="Take the first so many. Any first few of the shipped prompts are as varied as the rest.",
+                ),
+            ],
+            outputs=[
+                Prompts.Output(display_name="prompts", tooltip="For Calibrate."),
+                io.String.Output(display_name="file", tooltip="The .safetensors file they were written to."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, source: str, text: str, limit: int) -> io.NodeOutput:
+        lines = listed(clip, source, text)[:limit]
+        bar = Progress(len(lines))
+        parts = []
+        for number, line in enumerate(lines, 1):
+            parts.append(encode(clip, line, number))
+            bar.advance()
+        embeddings = stacked(parts)
+        path = folder("prompts") / f"{checksum({'text_embeds': embeddings})[:16]}.safetensors"
+        if not path.is_file():
+            with replacing(path) as temporary:
+                save_file({"text_embeds": embeddings}, temporary, {"prompts": "\n".join(lines)})
+        return io.NodeOutput(PromptList(embeddings, path), str(path))
+
+
+def listed(clip: Any, source: str, text: str) -> list[str]:
+    """The prompts that are asked for. Raises PromptError for too few."""
+    if source == SHIPPED:
+        is_demo = isinstance(clip, demo.Language)
+        return [str(prompt) for prompt in split_prompts()[0][:64]] if is_demo else shipped_prompts()
+    content = text.strip()
+    if "\n" not in content and content.endswith(".txt"):
+        path = Path(content).expanduser()
+        if not path.is_file():
+            raise PromptError(f"There is no text file {path}; give its whole path, or write the prompts into the node.")
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path} is not a text file in UTF-8.") from error
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if len(lines) < LEAST:
+        raise PromptError(
+            f"{len(lines)} prompts were given; calibration needs at least {LEAST}, one a line, and 24 or more of "
+            "different kinds do much better."
+        )
+    return lines
+
+
+def encode(clip: Any, line: str, number: int) -> Tensor:
+    """Embeddings [tokens, text_dim] of one prompt, without the zeros at its end."""
+    try:
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(line))
+    except QarvdError as error:
+        raise PromptError(f"Prompt {number}: {error}") from error
+    tensor = conditioning[0][0]
+    if tensor.ndim != 3 or len(tensor) != 1:
+        raise PromptError(
+            f"This text encoder gives a tensor {tuple(tensor.shape)} for a prompt; a video model's gives "
+            "[1, tokens, text_dim]. Load the encoder of the model (type wan)."
+        )
+    used = tensor[0].detach().abs().amax(-1).nonzero()
+    return tensor[0, : int(used.max()) + 1 if len(used) else 1].detach().cpu()
+
+
+def stacked(parts: list[Tensor]) -> Tensor:
+    """Embeddings of different lengths with zeros behind the shorter: [prompts, tokens, text_dim]."""
+    longest = max(map(len, parts))
+    wide = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
+    return wide.to(torch.bfloat16) if wide.shape[-1] >= 1024 else wide

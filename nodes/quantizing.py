@@ -1,0 +1,183 @@
+"""Nodes that quantize a MODEL and save the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..qarvd import __version__
+from ..qarvd.checkpoint.model import Model, checksum, load, save
+from ..qarvd.checkpoint.tensorwise import save_tensorwise
+from ..qarvd.errors import SettingError
+from ..qarvd.jobs.budget import check_target
+from ..qarvd.jobs.calibrate import identity
+from ..qarvd.jobs.quantize import quantize
+from ..qarvd.jobs.work import Work, report_from
+from ..qarvd.quantize.model import LayerReport, linear_groups
+from ..qarvd.recipe import Recipe as Choices
+from ..qarvd.report.tables import by_kind, text_table
+from . import host
+from .calibration import fitting_on, layer_data
+from .models import CATEGORY, FAMILIES, FAMILY_TIP
+from .progress import Progress
+from .say import say_once
+from .sockets import Recipe, Statistics, StoredCalibration
+from .store import kept_at, recalled
+
+OURS = "qarvd (dual scale, this pack loads it)"
+STOCK = "int8_tensorwise (ComfyUI loads it without this pack)"
+
+
+class Quantize(io.ComfyNode):
+    """A MODEL in full precision to a new one with integer weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdQuantize",
+            display_name="Dual-Scale Quantize",
+            category=CATEGORY,
+            description=(
+                "Quantizes a model's linears with a scale of their own for outlier channels. The MODEL that comes in "
+                "stays as it is. The result is kept in output/qarvd/quantized and found again after a restart."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="In full precision; a LoRA on it is merged."),
+                Recipe.Input("recipe", tooltip="Of Recipe, or of Bit Budget."),
+                Statistics.Input(
+                    "statistics",
+                    optional=True,
+                    tooltip="Of Calibrate, of this very model. Without it, weights are rounded to nearest: much worse.",
+                ),
+                io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The quantized model."),
+                io.String.Output(display_name="report", tooltip="What each kind of layer got, as a table of text."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, recipe: Choices, family: str, statistics: StoredCalibration | None = None
+    ) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            found = host.library_model(model, family)
+            identity(found)  # refuses a quantized one
+            if statistics is None:
+                recipe = data_free(recipe)
+            check_target(found, recipe)
+            about = {
+                "model": identity(found),
+                "preset": found.preset_name,
+                "recipe": recipe.to_json(),
+                "statistics": None if statistics is None else checksum_of(statistics),
+                "qarvd": __version__,
+            }
+            path = kept_at("quantized", about)
+            made = recalled(path, load) or fit(found, recipe, statistics, path, about)
+            patcher = host.patcher_of(made)
+        reports = [report_from({"name": name, **told}) for name, told in made.notes["layers"].items()]  # pyright: ignore
+        table = by_kind(reports)
+        return io.NodeOutput(patcher, text_table(table), ui=report_data(made, reports, table))
+
+
+def data_free(recipe: Choices) -> Choices:
+    """The recipe that needs no statistics. Raises SettingError where one makes no sense without."""
+    if recipe.target is not None:
+        raise SettingError("A bit budget chooses by measured effects: connect the statistics of Calibrate.")
+    if recipe != recipe.without_data():
+        say_once("No statistics came to Dual-Scale Quantize, so weights are rounded to nearest, which is much worse.")
+    return recipe.without_data()
+
+
+def checksum_of(statistics: StoredCalibration) -> str:
+    """What tells these statistics from others."""
+    calibration = statistics.calibration
+    tensors = {"errors": calibration.errors, "call_errors": calibration.call_errors}
+    for number, rollout in enumerate(calibration.rollouts):
+        tensors[f"text.{number}"] = rollout.embeddings
+        tensors |= {f"call.{number}.{index}": call.latents for index, call in enumerate(rollout.calls)}
+    return checksum(tensors)
+
+
+def fit(
+    model: Model, recipe: Choices, statistics: StoredCalibration | None, path: Path, about: Mapping[str, object]
+) -> Model:
+    """Quantize, going on with what an interrupted run of the same had finished, and keep the result at `path`."""
+    bar = Progress(sum(map(len, linear_groups(model.config.num_layers))))
+    work = Work(path.with_name(f"{path.name}.work"), about, resume=True)
+    calibration = None if statistics is None else statistics.calibration
+    with fitting_on(model):
+        made, _ = quantize(model, recipe, calibration, work, lambda name: bar.advance(), bar.check)
+    work.finish(lambda temporary: save(made, temporary), path)
+    return made
+
+
+def report_data(model: Model, reports: Sequence[LayerReport], table: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+    """What the panel draws."""
+    told = {report.name: report for report in reports}
+    groups = linear_groups(model.config.num_layers)
+    cells = [layer_data(names, told[names[0]].shape[1], told[names[0]].n_outlier) for names in groups]
+    rows = [[v if isinstance(v, int | float | None) else str(v) for v in row.values()] for row in table]
+    return {"qarvd_outliers": [{"layers": cells}], "qarvd_table": [{"columns": list(table[0]), "rows": rows}]}
+
+
+class SaveModel(io.ComfyNode):
+    """A quantized MODEL as a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdSaveModel",
+            display_name="Save Quantized Model",
+            category=CATEGORY,
+            description=(
+                "Writes output/diffusion_models/NAME.safetensors, which the loaders list after pressing R. The file "
+                "tells its family, recipe and frame weights, and opens in ComfyUI's Load Diffusion Model."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="Of Dual-Scale Quantize."),
+                io.String.Input("name", default="quantized", tooltip="Of the file; an existing one gets a number."),
+                io.Combo.Input(
+                    "format",
+                    options=[OURS, STOCK],
+                    default=OURS,
+                    tooltip="int8_tensorwise needs a model of the stock int8 recipe.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="Where it was written.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, name: str, format: str) -> io.NodeOutput:
+        found = host.library_model(model)
+        if found.recipe is None:
+            raise SettingError("This MODEL is in full precision; quantize it first (Dual-Scale Quantize).")
+        folder = Path(folder_paths.get_output_directory(), "diffusion_models")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = free_name(folder, name)
+        if format == STOCK:
+            save_tensorwise(found, path)
+        else:
+            save(found, path)
+        told = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB"
+        return io.NodeOutput(str(path), ui={"text": [told]})
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """A path in `folder` that is not taken. Raises SettingError for a name that leads elsewhere."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not stem or any(character in stem for character in '/\\:*?"<>|') or stem.startswith("."):
+        raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")
+    candidates = [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]
+    for path in candidates:
+        if not path.exists():
+            return path
+    raise SettingError(f"There are a thousand files called {stem} in {folder}; choose another name.")

@@ -1,0 +1,173 @@
+"""The streaming sampler as a SAMPLER, for ComfyUI's SamplerCustomAdvanced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..qarvd.errors import SettingError, ShapeError
+from ..qarvd.stream.presets import CACHES
+from ..qarvd.stream.rollout import check_guidance
+from ..qarvd.stream.sampler import frame_tokens, spans
+from ..qarvd.stream.schedule import Schedule
+from . import host, stage
+from .live import Live
+from .models import CATEGORY, FAMILIES, FAMILY_TIP
+from .progress import Progress
+from .schedules import agreed
+from .sockets import ScheduleSocket
+
+
+def stream_inputs() -> list[Any]:
+    """Widgets that both streaming nodes have."""
+    return [
+        io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
+        io.Int.Input("chunk_frames", default=0, min=0, max=64, tooltip="Latent frames of a chunk; 0: the family's."),
+        io.Int.Input(
+            "window",
+            default=0,
+            min=0,
+            max=10_000,
+            tooltip="Latent frames in the cache, sink and current chunk included; 0: the family's. Bounds the memory.",
+        ),
+        io.Int.Input(
+            "sink",
+            default=-1,
+            min=-1,
+            max=1000,
+            tooltip="First latent frames that are never evicted; -1: the family's.",
+        ),
+        io.Combo.Input(
+            "cache",
+            options=list(CACHES),
+            default="16-bit",
+            tooltip="How older keys and values are kept. int8 takes about half of the memory, int4 a third.",
+        ),
+    ]
+
+
+class StreamingSampler(io.ComfyNode):
+    """A SAMPLER that denoises chunk by chunk over a cache."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdSampler",
+            display_name="Streaming AR Sampler",
+            category=CATEGORY,
+            description=(
+                "For SamplerCustomAdvanced with BasicGuider (these models run without guidance) and the sigmas of AR "
+                "Schedule. Each chunk is shown as soon as it is done."
+            ),
+            inputs=[
+                *stream_inputs(),
+                ScheduleSocket.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="Of AR Schedule, for what sigmas cannot say: the first chunk's steps.",
+                ),
+                io.Latent.Input(
+                    "initial",
+                    optional=True,
+                    tooltip="Latents to go on from (an encoded image); they take the place of the first frames.",
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        family: str,
+        chunk_frames: int,
+        window: int,
+        sink: int,
+        cache: str,
+        schedule: Schedule | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> io.NodeOutput:
+        options = {
+            "family": family,
+            "frames": (chunk_frames, window, sink),
+            "codec": cache,
+            "schedule": schedule,
+            "initial": None if initial is None else initial["samples"],
+            "node": cls.hidden.unique_id,
+        }
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    *,
+    family: str,
+    frames: tuple[int, int, int],
+    codec: str,
+    schedule: Schedule | None,
+    initial: Tensor | None,
+    node: str | None,
+) -> Tensor:
+    """Denoise `x`, noise [batch, channels, frames, height, width] in the model's space, as ComfyUI's samplers do."""
+    guider = model.inner_model
+    check_guidance(getattr(guider, "cfg", 1.0))
+    patcher, base = guider.model_patcher, guider.inner_model
+    check_latents(x, base)
+    on = stage.of(patcher, base, family, frames, x.device)
+    batch, _, total, height, width = x.shape
+    size = (height, width)
+    frame_tokens(on.config, *size)
+    chosen = agreed(sigmas, schedule, on.preset.schedule)
+    begun = None if initial is None else on.to_model(fitting(initial, x))
+    before = 0 if begun is None else begun.shape[2]
+    if before >= total:
+        raise SettingError(f"The initial latents have {before} frames and the video {total}; make the video longer.")
+    parts = [
+        x[:, :, span.start : span.stop].to(on.dtype) for span in spans(total - before, on.preset.chunk_frames, before)
+    ]
+    cache = on.preset.cache(total, codec)
+    stage.make_room(stage.cache_bytes(on, cache, batch, size, codec), on.device, patcher)
+    fresh = stage.seeded(on, (extra_args or {}).get("seed") or 0, batch)
+    text = stage.text_of(guider.conds["positive"], batch)
+    live = Live(node, on.demo, len(parts), before)
+    bar = Progress(stage.calls(chosen, len(parts), 0 if begun is None else -(-before // on.preset.chunk_frames)))
+    out = x.clone()
+    if begun is not None:
+        out[:, :, :before] = begun
+    for chunk in stage.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar):
+        out[:, :, chunk.start : chunk.start + chunk.latents.shape[2]] = chunk.latents
+        bar.picture(live.show(chunk))
+    return out
+
+
+def check_latents(x: Tensor, base: Any) -> None:
+    """Raise ShapeError for latents that are no video of this model."""
+    channels = base.diffusion_model.in_dim
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ShapeError(
+            f"The latents have shape {tuple(x.shape)}; a video's are [batch, {channels}, frames, height, width]. Make "
+            "them with an empty video latent node of Wan."
+        )
+
+
+def fitting(initial: Tensor, x: Tensor) -> Tensor:
+    """Initial latents for every video of the batch. Raises ShapeError for those of another size or VAE."""
+    if initial.ndim != 5 or initial.shape[1] != x.shape[1] or initial.shape[3:] != x.shape[3:]:
+        raise ShapeError(
+            f"The initial latents have shape {tuple(initial.shape)}, which do not fit videos of {tuple(x.shape)} "
+            "(batch, channels, frames, height, width): encode the image with the VAE of this model, at the size of the video."
+        )
+    if len(initial) not in (1, len(x)):
+        raise ShapeError(f"{len(initial)} initial latents came for {len(x)} videos; give one, or one for each.")
+    return initial.expand(len(x), -1, -1, -1, -1)

@@ -1,0 +1,135 @@
+"""One stream on a MODEL that ComfyUI has loaded: latents in and out in its space, room for the cache, cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management as management
+import torch
+from torch import Tensor
+
+from ..qarvd.errors import DeviceError, SettingError, ShapeError
+from ..qarvd.stream.cache import KVCache
+from ..qarvd.stream.noise import NoiseSource, from_seeds
+from ..qarvd.stream.presets import PRESETS, Preset
+from ..qarvd.stream.sampler import Chunk, Denoiser, Step, frame_tokens, stream
+from ..qarvd.stream.schedule import Schedule
+from ..qarvd.wan.config import WanConfig
+from ..qarvd.wan.forward import encode_text
+from . import host
+from .progress import Progress
+
+RESERVE = 1.1
+"""A cache must leave a tenth of itself free."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stream runs on."""
+
+    base: Any
+    """ComfyUI's model, loaded and patched."""
+    config: WanConfig
+    preset: Preset
+    """The family with the user's window, sink and chunk size."""
+    device: torch.device
+    demo: bool
+    """Whether it is the bundled model, whose latents are pixels."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return self.base.manual_cast_dtype or self.base.get_dtype()
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        """Latents from ComfyUI's space into the model's."""
+        return self.base.process_latent_in(latents).to(self.device, self.dtype)
+
+    def to_socket(self, latents: Tensor) -> Tensor:
+        """Latents from the model's space into ComfyUI's, where sockets can take them."""
+        return self.base.process_latent_out(latents.float()).to(management.intermediate_device())
+
+
+def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Stage:
+    """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's)."""
+    name = host.family_of(patcher, family)
+    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == "demo")
+
+
+def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:
+    """The preset with the user's choices: 0 frames, and a negative sink, leave the family's."""
+    preset = replace(preset, chunk_frames=chunk_frames or preset.chunk_frames, window=window or preset.window)
+    return replace(preset, sink=preset.sink if sink < 0 else sink)
+
+
+def cache_bytes(stage: Stage, cache: KVCache, batch: int, size: tuple[int, int], codec: str) -> int:
+    """About how many bytes a full cache takes."""
+    per_token = 2 * stage.config.num_layers * stage.config.dim * batch
+    tokens = frame_tokens(stage.config, *size)
+    wide = stage.dtype.itemsize
+    whole = cache.frames if codec == "16-bit" else min(cache.frames, cache.sink + cache.chunk_frames)
+    older = cache.frames - whole
+    narrow = {"16-bit": wide, "int8": 1, "int4": 0.5}[codec] * (1 + 4 / stage.config.head_dim)
+    return int(tokens * per_token * (whole * wide + older * narrow))
+
+
+def make_room(bytes_needed: int, device: torch.device, patcher: Any) -> None:
+    """Free memory for a cache by unloading other models. Raises DeviceError where there is not enough."""
+    wanted = int(bytes_needed * RESERVE)
+    kept = [loaded for loaded in management.current_loaded_models if loaded.model is patcher]
+    management.free_memory(wanted, device, keep_loaded=kept)
+    free = management.get_free_memory(device)
+    if free < wanted:
+        raise DeviceError(
+            f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free on "
+            f"{device}: choose a smaller window, an int8 or int4 cache, or a smaller video."
+        )
+
+
+def chunks_of(
+    stage: Stage,
+    embeddings: Tensor,
+    noise: Sequence[Tensor] | Iterator[Tensor],
+    fresh: NoiseSource,
+    schedule: Schedule,
+    cache: KVCache,
+    initial: Tensor | None,
+    progress: Progress,
+) -> Iterator[Chunk]:
+    """Stream chunks in the model's space; `initial` latents, in that space too, come before and are not yielded."""
+
+    def step(step: Step) -> None:
+        progress.advance()
+
+    tree = stage.base.diffusion_model
+    text = encode_text(tree, stage.config, embeddings.to(stage.device, stage.dtype))
+    given = () if initial is None else initial.split(stage.preset.chunk_frames, dim=2)
+    denoiser = Denoiser(tree, stage.config, text, cache)
+    return stream(denoiser, noise, schedule, fresh, given, step)
+
+
+def calls(schedule: Schedule, chunks: int, initial: int) -> int:
+    """Model calls of a stream of so many chunks after `initial` ones."""
+    return initial + sum(len(schedule.of_chunk(initial + index)) + 1 for index in range(chunks))
+
+
+def seeded(stage: Stage, seed: int, batch: int) -> NoiseSource:
+    """Noise for each sample of a batch, the same on every device."""
+    return from_seeds([(seed + index) % 2**64 for index in range(batch)], stage.device, stage.dtype)
+
+
+def text_of(conditioning: Sequence[Any], batch: int) -> Tensor:
+    """The embeddings [batch, tokens, text_dim] of a CONDITIONING. Raises SettingError for several at once."""
+    if len(conditioning) != 1:
+        raise SettingError(
+            f"{len(conditioning)} conditionings came together; a stream takes one prompt. Connect one CLIP Text Encode."
+        )
+    entry = conditioning[0]
+    tensor = entry["cross_attn"] if isinstance(entry, dict) else entry[0]
+    if tensor is None or tensor.ndim != 3:
+        raise ShapeError("The conditioning holds no text embeddings; connect CLIP Text Encode with a Wan text encoder.")
+    if len(tensor) not in (1, batch):
+        raise ShapeError(f"{len(tensor)} prompts came for {batch} videos; give one, or one for each.")
+    return tensor.expand(batch, -1, -1)

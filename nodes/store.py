@@ -1,0 +1,38 @@
+"""Results below ComfyUI's output folder, found again by what they were made from, whatever became of the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import folder_paths
+
+from ..qarvd.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def folder(kind: str) -> Path:
+    """Where results of one kind lie."""
+    found = Path(folder_paths.get_output_directory(), "qarvd", kind)
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def kept_at(kind: str, about: Mapping[str, object]) -> Path:
+    """The file of a result that was made from what `about` says."""
+    return folder(kind) / f"{sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
+
+
+def recalled(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` finds at `path`; a damaged file is as good as none."""
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except CheckpointError:
+        path.unlink()
+        return None

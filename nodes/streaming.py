@@ -1,0 +1,161 @@
+"""The self-contained streaming node: a MODEL, a prompt and a size in, a video's latents out, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..qarvd.errors import SettingError
+from ..qarvd.stream.sampler import frame_tokens, spans
+from ..qarvd.stream.schedule import Schedule
+from . import stage
+from .calibration import latent_size
+from .live import Live
+from .models import CATEGORY
+from .progress import Progress
+from .sampler import fitting, stream_inputs
+from .sockets import ScheduleSocket
+
+
+class StreamVideo(io.ComfyNode):
+    """Streams a video without further nodes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdStream",
+            display_name="Stream AR Video",
+            category=CATEGORY,
+            description=(
+                "Generates a video chunk by chunk with a rolling window, so that memory does not grow with its length, "
+                "and shows every chunk as soon as it is done. Cancel stops it within one step."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="Full precision or quantized, with or without a LoRA."),
+                io.Conditioning.Input("positive", tooltip="The prompt, of CLIP Text Encode or the Demo Model."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise; the same video as `python -m qarvd stream --seed`.",
+                ),
+                io.Int.Input(
+                    "width", default=832, min=16, max=8192, step=16, tooltip="In pixels; the demo has 32 x 32."
+                ),
+                io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="In pixels."),
+                io.Int.Input("chunks", default=7, min=1, max=100_000, tooltip="How many to generate."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos at once, each of its own noise."),
+                *stream_inputs(),
+                ScheduleSocket.Input("schedule", optional=True, tooltip="Of AR Schedule, in place of the family's."),
+                io.Latent.Input("initial", optional=True, tooltip="Latents to go on from, such as the end of a video."),
+                io.Vae.Input("vae", optional=True, tooltip="For a start image only: the VAE of this model."),
+                io.Image.Input("start_image", optional=True, tooltip="The first frame. Needs the VAE."),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="For VAE Decode; a start image or initial latents first."
+                ),
+                io.String.Output(display_name="info", tooltip="Time to the first chunk, and pixel frames a second."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Sequence[Any],
+        seed: int,
+        width: int,
+        height: int,
+        chunks: int,
+        batch_size: int,
+        family: str,
+        chunk_frames: int,
+        window: int,
+        sink: int,
+        cache: str,
+        schedule: Schedule | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+        vae: Any | None = None,
+        start_image: Tensor | None = None,
+    ) -> io.NodeOutput:
+        device = model.load_device
+        on = stage.of(model, model.model, family, (chunk_frames, window, sink), device)
+        size = latent_size(on.demo, width, height)
+        given = start(initial, vae, start_image, (height, width))
+        with torch.no_grad():
+            samples, live = run(
+                on, model, stage.text_of(positive, batch_size), size, chunks, seed, cache, schedule, given
+            )
+        figures = live.figures()
+        info = (
+            f"{live.done} chunks, {figures['pixel_frames']} pixel frames; the first chunk after "
+            f"{figures['first_frame_seconds']:.2f} s, {figures['pixel_frames_per_second']:.2f} pixel frames a second"
+        )
+        return io.NodeOutput({"samples": samples}, info, ui=live.result())
+
+
+def start(
+    initial: Mapping[str, Tensor] | None, vae: Any | None, image: Tensor | None, pixels: tuple[int, int]
+) -> Tensor | None:
+    """What the video begins with, in ComfyUI's space.
+
+    Raises SettingError for two beginnings, or an image without VAE.
+    """
+    if image is None:
+        return None if initial is None else initial["samples"]
+    if initial is not None:
+        raise SettingError("initial latents and a start_image were both given; unplug one.")
+    if vae is None:
+        raise SettingError("The start_image needs the VAE of the model; connect vae.")
+    scaled = comfy.utils.common_upscale(image[:1].movedim(-1, 1), pixels[1], pixels[0], "bilinear", "center").movedim(
+        1, -1
+    )
+    latents = vae.encode(scaled[..., :3])
+    return latents if latents.ndim == 5 else latents.unsqueeze(2)
+
+
+def run(
+    on: stage.Stage,
+    patcher: Any,
+    text: Tensor,
+    size: tuple[int, int],
+    chunks: int,
+    seed: int,
+    codec: str,
+    schedule: Schedule | None,
+    given: Tensor | None,
+) -> tuple[Tensor, Live]:
+    """Load, make room, stream: latents [batch, channels, frames, height, width] in ComfyUI's space."""
+    frame_tokens(on.config, *size)
+    batch, chosen, chunk_frames = len(text), schedule or on.preset.schedule, on.preset.chunk_frames
+    shape = (batch, on.config.in_dim, 1, *size)
+    before = 0
+    if given is not None:
+        given = fitting(given, torch.empty(shape))
+        before = given.shape[2]
+    frames = chunks * chunk_frames
+    cache = on.preset.cache(before + frames, codec)
+    needed = stage.cache_bytes(on, cache, batch, size, codec)
+    management.load_models_gpu([patcher], memory_required=needed)
+    stage.make_room(needed, on.device, patcher)
+    begun = None if given is None else on.to_model(given)
+    draw = stage.seeded(on, seed, batch)
+    noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
+    bar = Progress(stage.calls(chosen, chunks, -(-before // chunk_frames)))
+    live = Live(StreamVideo.hidden.unique_id, on.demo, chunks, before)
+    parts = [] if begun is None else [on.to_socket(begun)]
+    for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar):
+        parts.append(on.to_socket(chunk.latents))
+        bar.picture(live.show(chunk))
+    return torch.cat(parts, dim=2), live

@@ -1,0 +1,55 @@
+"""The export that ComfyUI loads without this pack: its `int8_tensorwise` format, one scale for each row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..errors import SettingError
+from ..files import replacing
+from ..ops.linear import QuantizedLinear
+from .model import Model, state_tensors
+from .quantized import MARKER
+from .write import save_file
+
+FORMAT = "int8_tensorwise"
+
+
+def save_tensorwise(model: Model, path: Path) -> None:
+    """Write a model of symmetric 8-bit weights with one scale a row in ComfyUI's own format, whole or not at all.
+
+    Raises SettingError, naming the layer, for weights that the format cannot hold.
+    """
+    tensors = state_tensors(model)
+    quantized = {n: m.weight for n, m in model.tree.named_modules() if isinstance(m, QuantizedLinear)}
+    if not quantized:
+        raise SettingError("The model is in full precision; quantize it with the stock int8 recipe first.")
+    for name, weight in quantized.items():
+        if weight.codec.bits != 8 or weight.split.n_outlier or weight.zero is not None:
+            raise SettingError(
+                f"{name} has {weight.codec.bits} bits, {weight.split.n_outlier} outlier channels and "
+                f"{'' if weight.zero is not None else 'no '}zero points; ComfyUI's {FORMAT} holds 8 bits and one scale "
+                "a row only. Quantize with the stock int8 recipe."
+            )
+        for part in ("weight_scale", "weight_outlier_idx", MARKER):
+            del tensors[f"{name}.{part}"]
+        tensors[f"{name}.weight_scale"] = weight.scale[:, 1:].cpu().contiguous()
+        tensors[f"{name}.{MARKER}"] = marker()
+    metadata = {
+        "config": json.dumps({"transformer": model.config.transformer_metadata()}),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "wan2.1-causal",
+        "modelspec.title": path.stem,
+        "modelspec.implementation": f"qarvd {__version__}",
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def marker() -> Tensor:
+    """What ComfyUI looks for beside a quantized weight."""
+    return torch.tensor(list(json.dumps({"format": FORMAT}).encode()), dtype=torch.uint8)
