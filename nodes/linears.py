@@ -35,7 +35,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 
     quantized: QuantizedWeight | None = None
     """As loaded; codes of a patched model differ. None in full precision."""
-    _runner: QuantizedLinear | None = None
+    _runner: tuple[QuantizedLinear] | None = None
+    """In a tuple, so that torch does not take it for a part of the model."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         if f"{prefix}{MARKER}" not in state_dict:
@@ -76,14 +77,21 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 
     def runner(self, device: torch.device) -> QuantizedLinear:
         """Who multiplies on `device`; kept for as long as the weight stays there."""
-        held = self._runner
-        if held is not None and self.weight.device == device and held.weight.codes.data_ptr() == self.weight.data_ptr():
-            return held
+        here = self.weight.device == device
+        if here and self._runner and self._runs(self._runner[0]):
+            return self._runner[0]
         bias = None if self.bias is None else self.bias.to(device)
         runner = QuantizedLinear(self._weight(self.weight.to(device)), bias)
-        if self.weight.device == device:
-            self._runner = runner
+        if here:
+            self._runner = (runner,)
         return runner
+
+    def _runs(self, runner: QuantizedLinear) -> bool:
+        """Whether `runner` still has this layer's tensors: ComfyUI puts others in their place to add a LoRA."""
+        pairs = ((runner.weight.codes, self.weight), (runner.bias, self.bias))
+        return all(
+            a is b is None or (a is not None and b is not None and a.data_ptr() == b.data_ptr()) for a, b in pairs
+        )
 
     def _weight(self, codes: Tensor) -> QuantizedWeight:
         """This weight with other codes, where they are."""

@@ -166,7 +166,7 @@ def fitting(initial: Tensor, x: Tensor) -> Tensor:
     if initial.ndim != 5 or initial.shape[1] != x.shape[1] or initial.shape[3:] != x.shape[3:]:
         raise ShapeError(
             f"The initial latents have shape {tuple(initial.shape)}, which do not fit videos of {tuple(x.shape)} "
-            "(batch, channels, frames, height, width): encode the image with the VAE of this model, at the size of the video."
+            "(batch, channels, frames, height, width): encode it with the VAE of this model, at the size of the video."
         )
     if len(initial) not in (1, len(x)):
         raise ShapeError(f"{len(initial)} initial latents came for {len(x)} videos; give one, or one for each.")

@@ -95,7 +95,16 @@ class StreamVideo(io.ComfyNode):
         given = start(initial, vae, start_image, (height, width))
         with torch.no_grad():
             samples, live = run(
-                on, model, stage.text_of(positive, batch_size), size, chunks, seed, cache, schedule, given
+                on,
+                model,
+                stage.text_of(positive, batch_size),
+                size,
+                chunks,
+                seed,
+                cache,
+                schedule,
+                given,
+                cls.hidden.unique_id,
             )
         figures = live.figures()
         info = (
@@ -135,6 +144,7 @@ def run(
     codec: str,
     schedule: Schedule | None,
     given: Tensor | None,
+    node: str | None,
 ) -> tuple[Tensor, Live]:
     """Load, make room, stream: latents [batch, channels, frames, height, width] in ComfyUI's space."""
     frame_tokens(on.config, *size)
@@ -153,7 +163,7 @@ def run(
     draw = stage.seeded(on, seed, batch)
     noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
     bar = Progress(stage.calls(chosen, chunks, -(-before // chunk_frames)))
-    live = Live(StreamVideo.hidden.unique_id, on.demo, chunks, before)
+    live = Live(node, on.demo, chunks, before)
     parts = [] if begun is None else [on.to_socket(begun)]
     for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar):
         parts.append(on.to_socket(chunk.latents))
