@@ -27,6 +27,8 @@ from .say import say_once
 ATTACHMENT = "qarvd"
 AUTOMATIC = "automatic"
 """The choice of a family that leaves it to the model."""
+DEMO = "demo"
+"""The family of the bundled model."""
 PREFIX = "diffusion_model."
 
 
@@ -114,6 +116,8 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     known = about(patcher)
     if chosen != AUTOMATIC:
         find_preset(chosen)
+        if chosen == DEMO and (known is None or known.family != DEMO):
+            raise SettingError(f"The family {DEMO!r} is the bundled demo model's, and this MODEL is another one.")
         return chosen
     if known is None:
         raise SettingError(

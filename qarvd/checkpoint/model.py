@@ -81,6 +81,8 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
     family = preset or ours.get("preset")
+    if preset and ours.get("preset", preset) != preset:
+        raise CheckpointError(f"The file says that it is of the family {ours['preset']!r}, but {preset!r} was asked for.")
     return assemble(tensors, transformer, None if family is None else str(family), recipe, notes)
 
 
@@ -102,7 +104,7 @@ def assemble(
     if family is None or transformer.get("causal_ar") is False:
         raise CheckpointError(
             "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
-            f"model looks the same. If it is autoregressive, name its family with a preset: {', '.join(PRESETS)}."
+            f"model looks the same. If it is autoregressive, name its family (--preset): {', '.join(PRESETS)}."
         )
     find_preset(family)
     with torch.device("meta"):

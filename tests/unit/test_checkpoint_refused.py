@@ -95,7 +95,7 @@ def test_a_file_that_does_not_name_its_family_needs_a_preset(model: Model, tmp_p
     path = tmp_path / "wan.safetensors"
     save_file(state_tensors(model), path)
     message = refusal(path)
-    assert "bidirectional" in message and "preset" in message and "self-forcing" in message
+    assert "bidirectional" in message and "--preset" in message and "self-forcing" in message
     assert load(path, "longlive").preset.sink == 3
     with pytest.raises(SettingError, match="no preset 'sora'"):
         load(path, "sora")
