@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -74,16 +75,17 @@ class Client:
         self._news = threading.Condition()
         self._closed = False
         address = f"ws://127.0.0.1:{self.server.port}/ws?clientId={self.id}"
-        self._socket: ClientConnection = connect(address, max_size=None, ping_interval=None, proxy=None)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._open = contextlib.ExitStack()
+        socket = self._open.enter_context(connect(address, max_size=None, ping_interval=None, proxy=None))
+        threading.Thread(target=self._listen, args=(socket,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._open.close()
 
-    def _listen(self) -> None:
+    def _listen(self, socket: ClientConnection) -> None:
         try:
-            for message in self._socket:
+            for message in socket:
                 if isinstance(message, str):  # others are images that ComfyUI previews by itself
                     told = json.loads(message)
                     self._hear(Event(told["type"], told.get("data") or {}, time.monotonic()))

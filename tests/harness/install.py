@@ -38,6 +38,13 @@ class ComfyUI:
     python: Path
 
 
+def refuses() -> str | None:
+    """Why no ComfyUI can be had for the tests here."""
+    if named() or (os.name != "nt" and sys.version_info >= (3, 11)):
+        return None
+    return "setting up ComfyUI for the tests needs Linux or macOS, and Python 3.11 or later; or name one in COMFYUI_DIR"
+
+
 def find() -> ComfyUI:
     """The checkout that COMFYUI_DIR names, else the one set up here, made at the first call (two minutes)."""
     folder = named()

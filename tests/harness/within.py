@@ -21,9 +21,10 @@ PACK = Path(__file__).resolve().parents[2]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "newer_comfyui: needs ComfyUI 0.27 or later")
-    from comfy.cli_args import args  # pyright: ignore[reportMissingImports]
-
+    # ComfyUI's nodes.py puts its comfy/ in front of sys.path, where `utils` is another; its main.py imports this first.
+    importlib.import_module("utils.install_util")
     # Both are read where ComfyUI's other modules are imported, so they are set first.
+    args = importlib.import_module("comfy.cli_args").args
     args.cpu = True
     args.base_directory = os.environ["QARVD_TEST_BASE"]
 
