@@ -1,0 +1,87 @@
+"""Turn a workflow as the page saves it into a prompt as the server runs it, as the page's Run button does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.client import Prompt
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("Note", "MarkdownNote")
+NEVER, BYPASS = 2, 4  # modes of a node
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
+    """A prompt of every node that runs; raises ValueError for what no shipped workflow needs (subgraphs, reroutes)."""
+    if workflow.get("definitions", {}).get("subgraphs"):
+        raise ValueError("the workflow has subgraphs, which are not translated")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}  # [id, from, from slot, to, to slot, type]
+    prompt: Prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES or node.get("mode", 0) in (NEVER, BYPASS):
+            continue
+        if node["type"] not in object_info:
+            raise ValueError(f"node {node['id']} is of type {node['type']}, which this ComfyUI doesn't have")
+        inputs = widget_values(node, object_info[node["type"]])
+        for socket in node.get("inputs", []):
+            if socket.get("link") is not None:
+                source = _source(links[socket["link"]], nodes, links)
+                inputs.pop(socket["name"], None)
+                if source:
+                    inputs[socket["name"]] = list(source)
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """By name, the values that the page saves by position, with defaults for widgets newer than the workflow."""
+    saved = list(node.get("widgets_values") or [])
+    values: dict[str, Any] = {}
+    for name, spec in declared(info):
+        if not _is_widget(spec):
+            continue
+        options = spec[1] if len(spec) > 1 else {}
+        if saved:
+            values[name] = saved.pop(0)
+            # The page puts a widget of its own behind a seed: what becomes of it after a run.
+            if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):
+                saved = saved[1:]
+        elif "default" in options:
+            values[name] = options["default"]
+        elif choices := _choices(spec):
+            values[name] = choices[0]
+    return values
+
+
+def declared(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    """A node's inputs in the order of the page, from its entry in /object_info."""
+    return [(name, info["input"][part][name]) for part in ("required", "optional") for name in _order(info, part)]
+
+
+def _order(info: dict[str, Any], part: str) -> list[str]:
+    return info["input_order"].get(part, list(info["input"].get(part, {})))
+
+
+def _is_widget(spec: list[Any]) -> bool:
+    options = spec[1] if len(spec) > 1 else {}
+    return (isinstance(spec[0], list) or spec[0] in WIDGETS) and not options.get("forceInput")
+
+
+def _choices(spec: list[Any]) -> list[Any]:
+    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
+
+
+def _source(link: list[Any], nodes: dict[int, Any], links: dict[int, Any]) -> tuple[str, int] | None:
+    """Where a link comes from, seen through bypassed nodes; None where nothing feeds it."""
+    _, start, slot, _, _, type = link
+    node = nodes[start]
+    if node["type"] in ("Reroute", "PrimitiveNode"):
+        raise ValueError(f"node {start} is a {node['type']}, which is not translated")
+    mode = node.get("mode", 0)
+    if mode == NEVER:
+        return None
+    if mode != BYPASS:
+        return str(start), slot
+    same = [socket for socket in node.get("inputs", []) if socket["type"] == type and socket.get("link") is not None]
+    return _source(links[same[0]["link"]], nodes, links) if same else None
