@@ -60,7 +60,8 @@ def streamed(part: Part, tree: Any, model: Any, text: Tensor, frames: int = 9, s
 def run(part: Part, module: str, node: str, **inputs: Any) -> Any:
     """What a node gives, run as ComfyUI runs it: in inference mode, on a clone that knows its number, 5."""
     kind = getattr(part(f"nodes.{module}"), node)
-    clone = kind.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "5"}})
+    hidden = {io.Hidden.unique_id: "5"}
+    clone = kind.PREPARE_CLASS_CLONE({"hidden_inputs": hidden, **hidden})  # as ComfyUI 0.27 and as 0.3.75 has it
     with torch.inference_mode():
         return clone.EXECUTE_NORMALIZED(**inputs).args
 
