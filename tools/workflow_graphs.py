@@ -1,0 +1,315 @@
+"""The shipped workflows: what is wired to what, and where it stands. tools/build_workflows.py writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HUB = "https://huggingface.co"
+REPACKAGED = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+FILES = {
+    "self_forcing_dmd.pt": (
+        f"{HUB}/gdhe17/Self-Forcing/resolve/main/checkpoints/self_forcing_dmd.pt",
+        "diffusion_models",
+    ),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (
+        f"{REPACKAGED}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        "text_encoders",
+    ),
+    "wan_2.1_vae.safetensors": (f"{REPACKAGED}/vae/wan_2.1_vae.safetensors", "vae"),
+}
+"""Where published files come from, and their folder below models/."""
+QUANTIZED = "self-forcing-w4a8.safetensors"
+EXPORTED = "self-forcing-int8.safetensors"
+FULL = "self_forcing_dmd.pt"
+PROMPT = (
+    "A stylish woman strolls down a bustling Tokyo street, the warm glow of neon lights and animated city signs "
+    "casting vibrant reflections."
+)
+
+
+@dataclass(frozen=True)
+class Out:
+    """An output of another node."""
+
+    node: str
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its widgets that are not left as they are, its links, its place."""
+
+    kind: str
+    at: tuple[int, int]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = (330, 0)
+    title: str | None = None
+
+
+def note(at: tuple[int, int], size: tuple[int, int], text: str) -> Node:
+    return Node("MarkdownNote", at, {"text": text}, size)
+
+
+TEXT = {"clip": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "vae": "wan_2.1_vae.safetensors"}
+
+
+def encoders(x: int, y: int, prompt: bool = True) -> dict[str, Node]:
+    """Wan's text encoder, and a prompt."""
+    found = {"clip": Node("CLIPLoader", (x, y), {"clip_name": TEXT["clip"], "type": "wan"}, (330, 110))}
+    if prompt:
+        found["text"] = Node(
+            "CLIPTextEncode", (x, y + 160), {"clip": Out("clip"), "text": PROMPT}, (330, 150), "Prompt"
+        )
+    return found
+
+
+def video(images: str, x: int, y: int, name: str) -> dict[str, Node]:
+    """An mp4 of 16 frames a second."""
+    return {
+        f"{name} video": Node("CreateVideo", (x, y), {"images": Out(images), "fps": 16.0}, (250, 80)),
+        f"{name} file": Node(
+            "SaveVideo",
+            (x, y + 130),
+            {"video": Out(f"{name} video"), "filename_prefix": f"video/qarvd-{name}"},
+            (420, 360),
+        ),
+    }
+
+
+DEMO_SIZE = {"width": 32, "height": 32}
+RESULT = "output/diffusion_models"
+
+WORKFLOWS: dict[str, dict[str, Node]] = {
+    "demo": {
+        "note": note(
+            (40, -330),
+            (690, 290),
+            "## The whole job on the bundled model\n\nPress **Run**: no download, no GPU. It takes a minute or "
+            "two.\n\n1. *Calibrate* rolls the demo model out on 24 prompts and measures how much each chunk "
+            "matters.\n2. *Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit "
+            "from the same noise.\n4. *Compare Videos* says what quantizing changed. The quantized file is in "
+            "`{RESULT}`.",
+        ),
+        "demo": Node("QarvdDemoModel", (40, 20), {}, (300, 220)),
+        "prompts": Node("QarvdEncodePrompts", (40, 300), {"clip": Out("demo", 3), "limit": 24}, (300, 190)),
+        "calibrate": Node(
+            "QarvdCalibrate", (380, 20), {"model": Out("demo"), "prompts": Out("prompts"), **DEMO_SIZE}, (320, 270)
+        ),
+        "recipe": Node("QarvdRecipe", (380, 350), {}, (320, 230)),
+        "sensitivity": Node("QarvdFrameSensitivity", (740, 560), {"statistics": Out("calibrate")}, (460, 440)),
+        "quantize": Node(
+            "QarvdQuantize",
+            (740, 20),
+            {"model": Out("demo"), "recipe": Out("recipe"), "statistics": Out("calibrate")},
+            (460, 480),
+        ),
+        "save": Node("QarvdSaveModel", (380, 650), {"model": Out("quantize"), "name": "demo-w4a8"}, (320, 120)),
+        "full": Node(
+            "QarvdStream",
+            (1240, 20),
+            {"model": Out("demo"), "positive": Out("demo", 1), "seed": 1, **DEMO_SIZE},
+            (340, 640),
+            "Stream in full precision",
+        ),
+        "quantized": Node(
+            "QarvdStream",
+            (1240, 720),
+            {"model": Out("quantize"), "positive": Out("demo", 1), "seed": 1, **DEMO_SIZE},
+            (340, 640),
+            "Stream with 4-bit weights",
+        ),
+        "full frames": Node("VAEDecode", (1620, 20), {"samples": Out("full"), "vae": Out("demo", 2)}, (220, 60)),
+        "quantized frames": Node(
+            "VAEDecode", (1620, 130), {"samples": Out("quantized"), "vae": Out("demo", 2)}, (220, 60)
+        ),
+        "compare": Node(
+            "QarvdCompare",
+            (1620, 250),
+            {"reference": Out("full frames"), "other": Out("quantized frames"), "chunk_frames": 3},
+            (460, 520),
+        ),
+        "animation": Node(
+            "SaveAnimatedWEBP",
+            (1620, 830),
+            {"images": Out("quantized frames"), "filename_prefix": "qarvd-demo", "fps": 8.0},
+            (320, 380),
+        ),
+    },
+    "demo-sampler": {
+        "note": note(
+            (40, -230),
+            (620, 190),
+            "## Streaming with ComfyUI's own sampling nodes\n\nPress **Run**: no download. *Streaming AR Sampler* is a "
+            "SAMPLER; *AR Schedule* gives the sigmas. The demo's latents are 8 x 8, so its 32 x 32 pixels are asked "
+            "for as 64 x 64, and 81 frames as Wan counts them are 21 latent frames: 7 chunks.",
+        ),
+        "demo": Node("QarvdDemoModel", (40, 20), {"digit": "3", "direction": "up right"}, (300, 220)),
+        "guider": Node("BasicGuider", (380, 20), {"model": Out("demo"), "conditioning": Out("demo", 1)}, (300, 60)),
+        "noise": Node("RandomNoise", (380, 130), {"noise_seed": 5}, (300, 90)),
+        "schedule": Node("QarvdSchedule", (40, 300), {"family": "demo"}, (300, 210)),
+        "sampler": Node("QarvdSampler", (380, 270), {"schedule": Out("schedule", 1)}, (320, 520)),
+        "empty": Node(
+            "EmptyHunyuanLatentVideo", (40, 570), {"width": 64, "height": 64, "length": 81, "batch_size": 1}, (300, 140)
+        ),
+        "sample": Node(
+            "SamplerCustomAdvanced",
+            (740, 20),
+            {
+                "noise": Out("noise"),
+                "guider": Out("guider"),
+                "sampler": Out("sampler"),
+                "sigmas": Out("schedule"),
+                "latent_image": Out("empty"),
+            },
+            (320, 330),
+        ),
+        "frames": Node("VAEDecode", (740, 410), {"samples": Out("sample"), "vae": Out("demo", 2)}, (320, 60)),
+        "animation": Node(
+            "SaveAnimatedWEBP",
+            (1100, 20),
+            {"images": Out("frames"), "filename_prefix": "qarvd-demo-sampler", "fps": 8.0},
+            (320, 380),
+        ),
+    },
+    "quantize-self-forcing": {
+        "note": note(
+            (40, -330),
+            (690, 290),
+            "## Quantize Self-Forcing to 4-bit weights\n\nPut the three files into their folders (the loaders link to "
+            "them) and press **Run**. On a consumer card this takes tens of minutes, most of it in *Calibrate*, which "
+            "keeps what it measured: a second run, a restart, or another recipe goes on from there. Fewer prompts are "
+            f"faster: lower *limit*, or set *budget_minutes*. The result is in `{RESULT}`; press **R** to see it in "
+            "the loaders.",
+        ),
+        "model": Node("QarvdLoadModel", (40, 20), {"file": FULL, "family": "self-forcing"}, (330, 110)),
+        **encoders(40, 190, prompt=False),
+        "prompts": Node("QarvdEncodePrompts", (40, 360), {"clip": Out("clip"), "limit": 24}, (330, 190)),
+        "calibrate": Node("QarvdCalibrate", (410, 20), {"model": Out("model"), "prompts": Out("prompts")}, (330, 270)),
+        "sensitivity": Node("QarvdFrameSensitivity", (780, 560), {"statistics": Out("calibrate")}, (480, 440)),
+        "recipe": Node("QarvdRecipe", (410, 350), {}, (330, 230)),
+        "quantize": Node(
+            "QarvdQuantize",
+            (780, 20),
+            {"model": Out("model"), "recipe": Out("recipe"), "statistics": Out("calibrate")},
+            (480, 480),
+        ),
+        "save": Node(
+            "QarvdSaveModel",
+            (1300, 20),
+            {"model": Out("quantize"), "name": QUANTIZED.removesuffix(".safetensors")},
+            (330, 120),
+        ),
+    },
+    "stream-quantized": {
+        "note": note(
+            (40, -250),
+            (690, 210),
+            "## Stream a quantized model\n\nChoose a file that *Save Quantized Model* wrote, or a full-precision one "
+            "with its family. *chunks* may be as many as you like: with a *window* the memory stays the same. An int8 "
+            "or int4 *cache* halves it again.",
+        ),
+        "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
+        **encoders(40, 190),
+        "vae": Node("VAELoader", (40, 560), {"vae_name": TEXT["vae"]}, (330, 60)),
+        "stream": Node(
+            "QarvdStream",
+            (410, 20),
+            {"model": Out("model"), "positive": Out("text"), "window": 12, "sink": 3, "cache": "int8"},
+            (420, 720),
+        ),
+        "frames": Node("VAEDecode", (870, 20), {"samples": Out("stream"), "vae": Out("vae")}, (250, 60)),
+        **video("frames", 870, 140, "stream"),
+    },
+    "compare-full-and-quantized": {
+        "note": note(
+            (40, -230),
+            (690, 190),
+            "## What did quantizing change?\n\nBoth models stream the same prompt from the same noise; *Compare "
+            "Videos* shows PSNR and SSIM of every frame, and whether the error grows from chunk to chunk (drift).",
+        ),
+        "full": Node(
+            "QarvdLoadModel", (40, 20), {"file": FULL, "family": "self-forcing"}, (330, 110), "Full precision"
+        ),
+        "quantized": Node("QarvdLoadModel", (40, 190), {"file": QUANTIZED}, (330, 110), "Quantized"),
+        **encoders(40, 360),
+        "vae": Node("VAELoader", (40, 730), {"vae_name": TEXT["vae"]}, (330, 60)),
+        "stream full": Node(
+            "QarvdStream",
+            (410, 20),
+            {"model": Out("full"), "positive": Out("text"), "seed": 1},
+            (400, 680),
+            "Full precision",
+        ),
+        "stream quantized": Node(
+            "QarvdStream",
+            (840, 20),
+            {"model": Out("quantized"), "positive": Out("text"), "seed": 1},
+            (400, 680),
+            "Quantized",
+        ),
+        "full frames": Node("VAEDecode", (1280, 20), {"samples": Out("stream full"), "vae": Out("vae")}, (250, 60)),
+        "quantized frames": Node(
+            "VAEDecode", (1280, 130), {"samples": Out("stream quantized"), "vae": Out("vae")}, (250, 60)
+        ),
+        "compare": Node(
+            "QarvdCompare",
+            (1280, 250),
+            {"reference": Out("full frames"), "other": Out("quantized frames")},
+            (480, 520),
+        ),
+    },
+    "image-to-video": {
+        "note": note(
+            (40, -230),
+            (690, 190),
+            "## An image that comes to life\n\nThe same text-to-video model goes on from the image: it is encoded, put "
+            "into the cache as the first frame, and the chunks follow. Describe the motion in the prompt.",
+        ),
+        "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
+        **encoders(40, 190),
+        "vae": Node("VAELoader", (40, 560), {"vae_name": TEXT["vae"]}, (330, 60)),
+        "image": Node("LoadImage", (40, 680), {"image": "example.png"}, (330, 330)),
+        "stream": Node(
+            "QarvdStream",
+            (410, 20),
+            {"model": Out("model"), "positive": Out("text"), "vae": Out("vae"), "start_image": Out("image")},
+            (420, 720),
+        ),
+        "frames": Node("VAEDecode", (870, 20), {"samples": Out("stream"), "vae": Out("vae")}, (250, 60)),
+        **video("frames", 870, 140, "image"),
+    },
+    "stock-nodes-only": {
+        "note": note(
+            (40, -250),
+            (690, 210),
+            "## An export that needs no custom nodes\n\nQuantize with the recipe *stock int8* and save as "
+            "*int8_tensorwise*: the file then runs in ComfyUI 0.27 or later as it is, with its own loader and its "
+            "*Sampler AR Video*, on machines that don't have this pack.",
+        ),
+        "model": Node("UNETLoader", (40, 20), {"unet_name": EXPORTED}, (330, 90)),
+        "shift": Node("ModelSamplingSD3", (410, 20), {"model": Out("model"), "shift": 5.0}, (300, 70)),
+        **encoders(40, 170),
+        "vae": Node("VAELoader", (40, 540), {"vae_name": TEXT["vae"]}, (330, 60)),
+        "empty": Node("EmptyARVideoLatent", (410, 150), {}, (300, 140)),
+        "sampler": Node("SamplerARVideo", (410, 350), {"num_frame_per_block": 3}, (300, 60)),
+        "noise": Node("RandomNoise", (410, 470), {"noise_seed": 1}, (300, 90)),
+        "sigmas": Node("ManualSigmas", (410, 620), {"sigmas": "1.0, 0.9375, 0.8333, 0.625, 0.0"}, (300, 60)),
+        "guider": Node("BasicGuider", (760, 20), {"model": Out("shift"), "conditioning": Out("text")}, (300, 60)),
+        "sample": Node(
+            "SamplerCustomAdvanced",
+            (760, 140),
+            {
+                "noise": Out("noise"),
+                "guider": Out("guider"),
+                "sampler": Out("sampler"),
+                "sigmas": Out("sigmas"),
+                "latent_image": Out("empty"),
+            },
+            (300, 330),
+        ),
+        "frames": Node("VAEDecode", (1110, 20), {"samples": Out("sample"), "vae": Out("vae")}, (250, 60)),
+        **video("frames", 1110, 140, "stock"),
+    },
+}
