@@ -90,7 +90,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             "two.\n\n1. *Calibrate* rolls the demo model out on 24 prompts and measures how much each chunk "
             "matters.\n2. *Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit "
             "from the same noise.\n4. *Compare Videos* says what quantizing changed. The quantized file is in "
-            "`{RESULT}`.",
+            f"`{RESULT}`.",
         ),
         "demo": Node("QarvdDemoModel", (40, 20), {}, (300, 220)),
         "prompts": Node("QarvdEncodePrompts", (40, 300), {"clip": Out("demo", 3), "limit": 24}, (300, 190)),
