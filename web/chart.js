@@ -1,4 +1,4 @@
-// A small chart over counted things (chunks, frames), with a cursor that follows the pointer and the arrow keys.
+// A small chart over counted things, chunks or frames, with a cursor that follows the pointer and the arrow keys.
 
 import { count as grouped, onSize, svg, swallow } from "./dom.js";
 import { stride, ticks } from "./ticks.js";
@@ -10,14 +10,16 @@ const BOTTOM = 20;
 const ROOMY = 7; // pixels between points that leave room for dots
 
 /**
- * An empty chart; `select(index or null)` is called as its cursor moves. `draw` takes {series, place, tick, told, from, marks}:
- * series of {values, color, low, high, look: "line" | "dashed" | "bars"}, `place` names what is counted,
- * `tick(value)` writes an axis number,
- * `told(index)` says what is at the cursor, `from` is the least the axis begins at (null: as the values have it),
- * `marks` are places where a faint line stands. Places are counted from 1. A value of null is drawn on the upper edge.
+ * A chart that is empty until `draw`; `select` is told the index at the cursor, or null where there is none.
+ * `draw` takes {series, place, tick, told, from, marks}: series of {values, color, look: "line", "dashed" or "bars", and
+ * for whiskers low and high}; `place` names what is counted (from 1 on screen); `tick(value)` writes an axis number;
+ * `told(index)` says what is at the cursor; `from` is the least the axis begins at (null: the least value); faint lines
+ * stand before the places `marks`. A value of null is drawn on the upper edge.
  */
 export function chart(label, select) {
-  const element = svg("svg", { class: "qarvd-chart", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 1 });
+  const element = svg("svg", {
+    class: "qarvd-chart", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 1,
+  });
   let data = null;
   let at = null;
   let frame = null; // where things are: {left, top, width, height, band, y}
@@ -31,7 +33,8 @@ export function chart(label, select) {
   }
 
   function place(width, height) {
-    const present = data.series.flatMap((s) => [...s.values, ...(s.low ?? []), ...(s.high ?? [])]).filter((v) => v !== null);
+    const all = data.series.flatMap((series) => [...series.values, ...(series.low ?? []), ...(series.high ?? [])]);
+    const present = all.filter((value) => value !== null);
     const low = present.length ? Math.min(...present) : 0;
     const high = present.length ? Math.max(...present) : 1;
     const inner = Math.max(10, height - TOP - BOTTOM);
@@ -140,9 +143,10 @@ function drawn(series, frame) {
   if (series.look === "bars") {
     const wide = Math.max(1, Math.min(26, frame.band * 0.62));
     const base = frame.top + frame.height;
-    group.append(...series.values.map((value, i) => svg("rect", {
-      x: frame.x(i) - wide / 2, y: frame.y(value), width: wide, height: Math.max(0.5, base - frame.y(value)), rx: Math.min(2, wide / 4),
-    })));
+    group.append(...series.values.map((value, i) => {
+      const y = Math.min(frame.y(value), base - 0.5); // a bar of nothing shows, too
+      return svg("rect", { x: frame.x(i) - wide / 2, y, width: wide, height: base - y, rx: Math.min(2, wide / 4) });
+    }));
     return group;
   }
   if (series.low) {
@@ -153,7 +157,8 @@ function drawn(series, frame) {
     });
     group.append(svg("path", { class: "qarvd-whiskers", d: whiskers.join("") }));
   }
-  group.append(svg("path", { class: series.look === "dashed" ? "qarvd-dashed" : "qarvd-line", d: path(series.values, frame) }));
+  const look = series.look === "dashed" ? "qarvd-dashed" : "qarvd-line";
+  group.append(svg("path", { class: look, d: path(series.values, frame) }));
   const single = series.values.length === 1;
   for (const [i, value] of series.values.entries()) {
     if (value === null) group.append(svg("circle", { class: "qarvd-open", cx: frame.x(i), cy: frame.y(null), r: 2.5 }));

@@ -1,4 +1,4 @@
-// What a panel may show. Every payload is checked here, whether it comes from our node or from a stranger's workflow file.
+// What a panel may show. Every payload is checked here, be it from our node or from a stranger's workflow file.
 
 const LONGEST = 20000; // numbers in a list
 const MOST_LAYERS = 5000;
@@ -14,9 +14,9 @@ const isText = (value) => typeof value === "string" && value.length <= LONGEST_T
 
 const optional = (test) => (value) => value === null || value === undefined || test(value);
 
-function list(value, test, length = null) {
+function list(value, test, length = undefined) {
   const fits = Array.isArray(value) && value.length > 0 && value.length <= LONGEST;
-  return fits && (length === null || value.length === length) && value.every(test) ? Array.from(value) : null;
+  return fits && (length === undefined || value.length === length) && value.every(test) ? Array.from(value) : null;
 }
 
 function sensitivity(raw) {
@@ -44,7 +44,8 @@ function outliers(raw) {
 function table(raw) {
   const columns = list(raw.columns, isText);
   if (!columns || !Array.isArray(raw.rows) || raw.rows.length * columns.length > MOST_CELLS) return null;
-  const rows = raw.rows.map((row) => list(row, optional((value) => isText(value) || isNumber(value)), columns.length));
+  const isCell = optional((value) => isText(value) || isNumber(value));
+  const rows = raw.rows.map((row) => list(row, isCell, columns.length));
   return rows.every(Boolean) ? { columns, rows } : null;
 }
 
@@ -57,7 +58,8 @@ function preview(raw) {
 function stream(raw) {
   const { chunks, latent_frames, pixel_frames, first_frame_seconds, pixel_frames_per_second } = raw;
   const counts = isCount(chunks) && isCount(pixel_frames) && optional(isCount)(latent_frames);
-  if (!counts || !optional(isPositive)(first_frame_seconds) || !optional(isPositive)(pixel_frames_per_second)) return null;
+  const speeds = [first_frame_seconds, pixel_frames_per_second].every(optional(isPositive));
+  if (!counts || !speeds) return null;
   return {
     chunks,
     latent_frames: latent_frames ?? null,
@@ -73,8 +75,7 @@ function compare(raw) {
   const psnr = list(raw.psnr, optional(isNumber), ssim?.length);
   const drift = list(raw.drift, isPositive);
   if (!ssim || !psnr || !drift) return null;
-  const chunk_frames = list(raw.chunk_frames, isCount, drift.length) ?? (isCount(raw.chunk_frames) ? raw.chunk_frames : null);
-  return { psnr, ssim, drift, chunk_frames };
+  return { psnr, ssim, drift, chunk_frames: isCount(raw.chunk_frames) ? raw.chunk_frames : null };
 }
 
 const READERS = {
@@ -105,6 +106,7 @@ export function readChunk(raw) {
     chunk, chunks: chunks ?? null, first_frame, frames, width, height, pixel_frames,
     first_frame_seconds: raw.first_frame_seconds ?? null,
     pixel_frames_per_second: raw.pixel_frames_per_second ?? null,
+    frames_per_second: isPositive(raw.frames_per_second) ? raw.frames_per_second : null,
     sprite: drawable && picture ? sprite : null,
     prompt_id: isText(raw.prompt_id) ? raw.prompt_id : null,
   };

@@ -1,10 +1,11 @@
-// Elements are made node by node and text is set as text: a workflow comes from a stranger, so no string of it is markup.
+// Elements are made one by one and text is set as text: workflows come from strangers, so no string is markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 function filled(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    if (value === null || value === undefined || value === false) continue;
+    element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;

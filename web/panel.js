@@ -5,6 +5,10 @@ import { html } from "./dom.js";
 
 const MARGIN = 20; // what the legacy renderer leaves above and below a DOM widget
 
+/** What the nodes of this session got: undoing makes them anew from a state that may be older than the run. */
+const newest = new Map();
+const place = (node) => `${node.graph?.id} ${node.id} ${node.type}`;
+
 /** Call `after` whenever the node calls its hook `name`, whoever else listens. */
 function chain(node, name, after) {
   const before = node[name];
@@ -46,8 +50,8 @@ function passThrough(root, canvas) {
 }
 
 /**
- * Put a panel on `node`. `kind` is {name, label, empty, payloads, width, height, least, build}; `build(body, tools)` gives
- * {show(data), start?, stop?, chunk?, ended?}. Returns that, for events to be handed on.
+ * Put a panel on `node`. `kind` is {name, label, empty, payloads, width, height, least, build}; `build(body, tools)`
+ * gives {show(data), start?, stop?, chunk?, ended?}. Returns that, for events to be handed on.
  */
 export function attach(node, kind, host) {
   const empty = html("p", { class: "qarvd-empty" }, kind.empty);
@@ -73,6 +77,7 @@ export function attach(node, kind, host) {
   };
   const save = (name, data) => {
     node.properties.qarvd = { ...node.properties.qarvd, [name]: data };
+    newest.set(place(node), node.properties.qarvd);
   };
   const view = kind.build(body, { host, reveal, save });
   const refresh = () => {
@@ -92,7 +97,10 @@ export function attach(node, kind, host) {
     }
     if (found) refresh();
   });
-  chain(node, "onConfigure", refresh);
+  chain(node, "onConfigure", () => {
+    if (!node.properties.qarvd && newest.has(place(node))) node.properties.qarvd = newest.get(place(node));
+    refresh();
+  });
   chain(node, "onAdded", () => view.start?.());
   chain(node, "onRemoved", () => view.stop?.());
 

@@ -1,14 +1,11 @@
 // Plays sprites of frames on a canvas, as they come, round and round.
 
 const MEMORY = 96 * 2 ** 20; // bytes of frames kept; the oldest go first
-const TINY = 160; // pixels: frames up to this size are enlarged pixel by pixel
+export const TINY = 260; // pixels: frames up to this size are enlarged pixel by pixel
 const RATE = 16; // pixel frames per second of the models' videos
 const [SLOWEST, FASTEST] = [2, 24];
 
-/** Frames a second of a preview of `frames` frames that stand for `pixelFrames` frames of the video. */
-export function rate(frames, pixelFrames) {
-  return Math.max(SLOWEST, Math.min(FASTEST, (RATE * frames) / Math.max(1, pixelFrames)));
-}
+const rate = (wanted) => Math.max(SLOWEST, Math.min(FASTEST, wanted));
 
 async function decode(source) {
   const image = new Image();
@@ -69,7 +66,7 @@ export function player(canvas, changed) {
     return kept.slice(Math.max(0, start));
   }
 
-  async function take({ sprite, frames, width, height, pixel_frames }, mine) {
+  async function take({ sprite, frames, width, height, pixel_frames, frames_per_second }, mine) {
     const bitmap = await decode(sprite).catch(() => null); // a sprite that is no picture leaves a gap, no more
     if (!bitmap) return;
     if (mine !== run) {
@@ -80,7 +77,7 @@ export function player(canvas, changed) {
     chunks = forget([...chunks, { bitmap, frames, width, height, start: end }]);
     if (again) head = end - 1;
     end += frames;
-    perSecond = rate(end, pixel_frames);
+    perSecond = rate(frames_per_second ?? (RATE * end) / Math.max(1, pixel_frames));
     if (head < 0) paint(first());
     else if (!playing && !timer && matchMedia("(prefers-reduced-motion: reduce)").matches) paint(end - 1);
     wind();

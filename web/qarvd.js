@@ -1,4 +1,4 @@
-// Panels on the nodes of qarvd. This file alone does something when it is loaded: the page loads every file of this folder.
+// Panels on the nodes of qarvd. The page loads every file of this folder; this one alone does something when loaded.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";

@@ -1,21 +1,14 @@
 // Compare panel: how close two videos are, frame by frame and chunk by chunk.
 
 import { chart } from "../chart.js";
-import { html, number, short } from "../dom.js";
+import { counted, html, number, short } from "../dom.js";
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const decibels = (value) => (value === null ? "identical" : `${number(value)} dB`);
 
-/** First frame of each chunk, where the chunks account for every frame. */
+/** First frame of each chunk; none where the chunks do not account for the frames. */
 function starts({ chunk_frames, drift, psnr }) {
-  const lengths = Array.isArray(chunk_frames) ? chunk_frames : drift.map(() => chunk_frames ?? 0);
-  const found = [];
-  let frame = 0;
-  for (const length of lengths) {
-    found.push(frame);
-    frame += length;
-  }
-  return frame >= psnr.length && frame - lengths.at(-1) < psnr.length ? found : [];
+  return Math.ceil(psnr.length / chunk_frames) === drift.length ? drift.map((_, chunk) => chunk * chunk_frames) : [];
 }
 
 function build(body) {
@@ -26,8 +19,9 @@ function build(body) {
   const whole = () => {
     const measured = data.psnr.filter((value) => value !== null);
     const closeness = measured.length ? `mean PSNR ${decibels(mean(measured))}` : "identical in every frame";
-    const least = measured.length ? `, least ${decibels(Math.min(...measured))} in frame ${data.psnr.indexOf(Math.min(...measured)) + 1}` : "";
-    return `${data.psnr.length} frames: ${closeness}${least}; mean SSIM ${number(mean(data.ssim))}`;
+    const least = Math.min(...measured);
+    const worst = measured.length ? `, least ${decibels(least)} in frame ${data.psnr.indexOf(least) + 1}` : "";
+    return `${counted(data.psnr.length, "frame")}: ${closeness}${worst}; mean SSIM ${number(mean(data.ssim))}`;
   };
   const frame = (i) => {
     const chunk = first.length ? `, chunk ${first.filter((start) => start <= i).length}` : "";
@@ -51,9 +45,11 @@ function build(body) {
       data = next;
       first = starts(data);
       const marks = first.slice(1);
-      psnr.draw({ series: [{ values: data.psnr, look: "line", color: 0 }], place: "frame", tick: short, told: frame, from: null, marks });
-      ssim.draw({ series: [{ values: data.ssim, look: "line", color: 2 }], place: "frame", tick: short, told: frame, from: null, marks });
-      drift.draw({ series: [{ values: data.drift, look: "bars", color: 1 }], place: "chunk", tick: short, told: chunk, from: 0 });
+      const frames = { place: "frame", tick: short, told: frame, from: null, marks };
+      psnr.draw({ ...frames, series: [{ values: data.psnr, look: "line", color: 0 }] });
+      ssim.draw({ ...frames, series: [{ values: data.ssim, look: "line", color: 2 }] });
+      const bars = [{ values: data.drift, look: "bars", color: 1 }];
+      drift.draw({ place: "chunk", tick: short, told: chunk, from: 0, series: bars });
     },
     start: () => charts.forEach(([, each]) => each.start()),
     stop: () => charts.forEach(([, each]) => each.stop()),

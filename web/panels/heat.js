@@ -3,6 +3,7 @@
 import { count, counted, html, number, percent, swallow } from "../dom.js";
 
 const NEAREST = 12; // percent: the shade of the least share above 0
+const WIDEST = 30; // columns of a map of layers outside the blocks
 const OUTSIDE = "outside the blocks";
 
 const coarse = (value) => number(value, 2);
@@ -12,7 +13,8 @@ const share = (layer) => (layer.channels ? layer.count / layer.channels : 0);
 function arrange(layers) {
   const inside = layers.filter((layer) => layer.depth !== null);
   const outside = layers.filter((layer) => layer.depth === null);
-  const columns = Math.max(1, ...inside.map((layer) => layer.depth + 1), inside.length ? 0 : Math.min(outside.length, 30));
+  const least = inside.length ? 1 : Math.min(outside.length, WIDEST);
+  const columns = Math.max(least, ...inside.map((layer) => layer.depth + 1));
   const rows = new Map();
   for (const layer of inside) {
     if (!rows.has(layer.type)) rows.set(layer.type, Array(columns).fill(null));
@@ -46,11 +48,13 @@ function whole(layers) {
 
 /** {element, show(layers)}: the map with a line under it that says what is under the pointer or has the focus. */
 export function heatMap() {
-  const grid = html("div", { class: "qarvd-heat", role: "grid", "aria-label": "Outlier channels by layer type and depth" });
+  const label = "Outlier channels by layer type and depth";
+  const grid = html("div", { class: "qarvd-heat", role: "grid", "aria-label": label });
   const frame = html("div", { class: "qarvd-scroll", "data-capture-wheel": "true" }, grid);
   const key = html("div", { class: "qarvd-keys" });
   const line = html("p", { class: "qarvd-readout", "aria-live": "polite" });
-  const element = html("div", { class: "qarvd-part" }, html("header", {}, html("h3", {}, "Outlier channels"), key), frame, line);
+  const head = html("header", {}, html("h3", {}, "Outlier channels"), key);
+  const element = html("div", { class: "qarvd-part" }, head, frame, line);
   let layers = [];
   let cells = []; // [row][column]: {element, layers} or null
   let focused = null;

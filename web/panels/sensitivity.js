@@ -4,7 +4,8 @@ import { chart } from "../chart.js";
 import { counted, html, number, percent, short } from "../dom.js";
 
 function key(look, text) {
-  return html("span", { class: "qarvd-key" }, html("i", { class: `qarvd-swatch-${look}`, "aria-hidden": "true" }), text);
+  const swatch = html("i", { class: `qarvd-swatch-${look}`, "aria-hidden": "true" });
+  return html("span", { class: "qarvd-key" }, swatch, text);
 }
 
 function build(body) {
@@ -33,8 +34,10 @@ function build(body) {
     ...curve,
     show({ qarvd_sensitivity: next }) {
       data = next;
-      const over = data.prompts ? `Over ${counted(data.prompts, "prompt")}` : "Not measured";
-      const decay = data.rate ? `the effect on later frames decays at ${number(data.rate)} per chunk` : "no decay from chunk to chunk";
+      const over = data.prompts ? counted(data.prompts, "prompt") : "Not measured";
+      const decay = data.rate
+        ? `effect on later frames decays at ${number(data.rate)} per chunk`
+        : "no decay from chunk to chunk";
       caption.textContent = `${over}; ${decay}.`;
       curve.draw({
         series: [

@@ -2,7 +2,7 @@
 
 import { readChunk } from "../data.js";
 import { counted, html, number, svg, swallow } from "../dom.js";
-import { player } from "../player.js";
+import { player, TINY } from "../player.js";
 
 const PLAY = "M4 2.5v11l9-5.5z";
 const PAUSE = "M4 2.5h3v11H4zM9 2.5h3v11H9z";
@@ -11,7 +11,12 @@ const NOT_KEPT = "The frames are not kept with the workflow. Run the node again 
 
 function figure(label) {
   const value = html("dd");
-  return { parts: html("div", {}, html("dt", {}, label), value), set: (text) => (value.textContent = text ?? "\u2013") };
+  return {
+    element: html("div", {}, html("dt", {}, label), value),
+    set(text) {
+      value.textContent = text ?? "\u2013";
+    },
+  };
 }
 
 function playButton(toggle) {
@@ -60,7 +65,7 @@ function build(body, { host, reveal, save }) {
   body.append(
     html("div", { class: "qarvd-stage" }, canvas, image, note),
     bar,
-    html("footer", {}, button.element, status, html("dl", {}, latency.parts, speed.parts)),
+    html("footer", {}, button.element, status, html("dl", {}, latency.element, speed.element)),
   );
 
   image.addEventListener("load", () => look());
@@ -87,7 +92,7 @@ function build(body, { host, reveal, save }) {
     if (loaded && !playing && !frames.frames) still();
     image.hidden = !loaded || !playing;
     canvas.hidden = loaded ? playing : !frames.frames;
-    image.classList.toggle("qarvd-tiny", image.naturalWidth <= 160);
+    image.classList.toggle("qarvd-tiny", image.naturalWidth <= TINY);
     const nothing = !loaded && !frames.frames;
     note.hidden = !nothing || Boolean(running) || (Boolean(source) && !missing);
     note.textContent = note.hidden ? "" : missing ? GONE : NOT_KEPT;
@@ -100,14 +105,15 @@ function build(body, { host, reveal, save }) {
   /** An animated image cannot be paused, so its first frame stands in for it. */
   function still() {
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-    canvas.classList.toggle("qarvd-tiny", image.naturalWidth <= 160);
+    canvas.classList.toggle("qarvd-tiny", image.naturalWidth <= TINY);
     canvas.getContext("2d").drawImage(image, 0, 0);
   }
 
   function tell() {
     if (!data) return;
     const of = running?.chunks ? ` of ${running.chunks}` : "";
-    const dropped = frames.frames && frames.dropped && canvas.hidden === false ? `, the newest ${frames.frames} shown` : "";
+    const newest = frames.frames && frames.dropped && !canvas.hidden;
+    const dropped = newest ? `, the newest ${frames.frames} shown` : "";
     const whole = `${data.stopped ? "Stopped after " : ""}${counted(data.chunks, "chunk")}`;
     status.replaceChildren(
       html("strong", {}, running ? `Chunk ${data.chunks}${of}` : whole),
@@ -137,8 +143,12 @@ function build(body, { host, reveal, save }) {
         frames.reset();
       }
       data = {
-        chunks: event.chunk + 1, latent_frames: null, pixel_frames: event.pixel_frames, preview: null,
-        first_frame_seconds: event.first_frame_seconds, pixel_frames_per_second: event.pixel_frames_per_second,
+        chunks: event.chunk + 1,
+        latent_frames: null,
+        pixel_frames: event.pixel_frames,
+        first_frame_seconds: event.first_frame_seconds,
+        pixel_frames_per_second: event.pixel_frames_per_second,
+        preview: null,
       };
       save("qarvd_stream", data);
       if (event.sprite) frames.add(event);
@@ -160,6 +170,8 @@ const common = {
   label: "Stream", payloads: ["qarvd_stream"], width: 340, height: 380, least: 200, build,
 };
 
-export const stream = { ...common, name: "stream", empty: "Frames appear here, chunk by chunk, while the node runs." };
+const empty = (what) => `Frames appear here, chunk by chunk, while the ${what} runs.`;
 
-export const sampler = { ...common, name: "sampler", empty: "Frames appear here, chunk by chunk, while the sampler runs." };
+export const stream = { ...common, name: "stream", empty: empty("node") };
+
+export const sampler = { ...common, name: "sampler", empty: empty("sampler") };

@@ -9,7 +9,11 @@ export function tableView(label) {
   const head = html("thead");
   const body = html("tbody");
   const element = html("div", {
-    class: "qarvd-scroll qarvd-table", tabindex: 0, role: "region", "aria-label": label, "data-capture-wheel": "true",
+    class: "qarvd-scroll qarvd-table",
+    tabindex: 0,
+    role: "region",
+    "aria-label": label,
+    "data-capture-wheel": "true",
   }, html("table", {}, head, body));
   return {
     element,
@@ -23,7 +27,8 @@ export function tableView(label) {
       const cell = (value, c) => (c
         ? html("td", { class: kind(c) }, written(value, c))
         : html("th", { class: kind(c), scope: "row" }, written(value, c)));
-      head.replaceChildren(html("tr", {}, ...columns.map((name, c) => html("th", { scope: "col", class: kind(c) }, name))));
+      const names = columns.map((name, c) => html("th", { scope: "col", class: kind(c) }, name));
+      head.replaceChildren(html("tr", {}, ...names));
       body.replaceChildren(...rows.map((row) => html("tr", {}, ...row.map(cell))));
     },
   };
