@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.codecs import Codec
-from .grid import Grid, fit_grid, floored, to_codes
+from .grid import Grid, fit_grid, floored, full_range, to_codes
 
 CLIPS = (1.0, 0.9, 0.8, 0.7)
 """Fewer than for a file: a merge is waited for."""
@@ -21,25 +21,39 @@ UNCHANGED = 1e-3
 squared steps, is no more above another's."""
 
 
-def requantize(columns: Tensor, n_outlier: int, codec: Codec, old: Grid, seed: int = 0) -> tuple[Tensor, Grid]:
+def grid_of(codec: Codec, scale: Tensor, zero: Tensor | None) -> Grid:
+    """The grid of a quantized weight with these scales and zero points, [out, 2]."""
+    if zero is None:
+        return Grid(codec.low, codec.high, scale, None)
+    return Grid(*full_range(codec), scale, zero.to(scale.dtype))
+
+
+def requantize(columns: Tensor, n_outlier: int, codec: Codec, old: Grid, seed: int | None) -> tuple[Tensor, Grid]:
     """Codes, of the dtype of `columns`, and the grid of `columns` [out, in], which lay near codes of the `old` grid.
 
     Each row and range keeps its old grid where no other suits it better, so that what was not changed stays as it was.
+    """
+    grid = _better(columns, n_outlier, old, fit_grid(columns, n_outlier, codec, old.zero is None, clips=CLIPS))
+    return round_near(columns, n_outlier, grid, seed), grid
+
+
+def round_near(columns: Tensor, n_outlier: int, grid: Grid, seed: int | None) -> Tensor:
+    """Codes on `grid` of `columns` [out, in], which may lie near codes of it.
+
     Changes of less than half a step would vanish if they were rounded to nearest, all of them alike; so where there is
     a seed, columns are rounded at random as far as that leaves the error below `NOISE`. Stochastic rounding throughout,
     as is done with floating-point formats, would double the error of larger changes, which do not need it.
     """
-    grid = _better(columns, n_outlier, old, fit_grid(columns, n_outlier, codec, old.zero is None, clips=CLIPS))
     scale, zero = grid.per_column(n_outlier, columns.shape[1])
     place = columns / scale + zero
     codes = place.round()
     if seed:
         off = (place - codes).abs_()  # 0 to a half
         width = _dither(off, n_outlier)
-        generator = torch.Generator(place.device).manual_seed(seed)
+        generator = torch.Generator(place.device).manual_seed(seed % 2**63)
         chance = torch.rand(place.shape, generator=generator, dtype=place.dtype, device=place.device)
         codes = torch.where(off < UNCHANGED, codes, (place + (chance - 0.5) * width).round_())
-    return codes.clamp_(grid.low, grid.high), grid
+    return codes.clamp_(grid.low, grid.high)
 
 
 def _better(columns: Tensor, n_outlier: int, old: Grid, new: Grid) -> Grid:
