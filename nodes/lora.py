@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..qarvd.errors import SettingError
 from .lora_file import Lora, read_lora
-from .side_branch import Branch, place_all, release_all
+from .side_branch import Branch, beside, place_all, release_all
 
 FOLDER = "loras"
 NO_FILE = "(no file)"
@@ -75,8 +75,8 @@ def with_branches(patcher: Any, lora: Lora, strength: float) -> Any:
     branches = []
     for name, part in lora.beside.items():
         key = f"{name}.forward"
-        branch = Branch(clone.get_model_object(key), part.down, part.up, strength * part.scale)
-        clone.add_object_patch(key, branch)
+        branch = Branch(part.down, part.up, strength * part.scale)
+        clone.add_object_patch(key, beside(clone.get_model_object(key), branch))
         branches.append(branch)
     # The branches' matrices are no weights of the model, so ComfyUI does not bring them to the device.
     placed = PatcherInjection(lambda loaded: place_all(branches, loaded), lambda loaded: release_all(branches))

@@ -1,4 +1,4 @@
-"""A LoRA beside a linear: its weight stays as it is, and a changed strength changes one number."""
+"""A LoRA beside a linear: the weight stays as it is, and a changed strength changes one number."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from torch import Tensor, nn
 
 
 class Branch:
-    """What stands in for a linear's `forward`: what that gives, plus strength * up(down(x)).
+    """The matrices of one LoRA for one linear, wherever they are; strength is a tensor of no axes."""
 
-    All that differs between two strengths is a tensor of no axes, so that compiled models need not be compiled again.
-    """
-
-    def __init__(self, inner: Callable[..., Tensor], down: Tensor, up: Tensor, strength: float) -> None:
-        """`down` [rank, in] and `up` [out, rank]; `inner` is the linear's own forward, or another branch."""
-        self.inner = inner
+    def __init__(self, down: Tensor, up: Tensor, strength: float) -> None:
+        """`down` [rank, in] and `up` [out, rank]."""
         self._home = down, up, torch.tensor(strength)
         self.down, self.up, self.strength = self._home
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out = self.inner(x, *args, **kwargs)
+    def __call__(self, x: Tensor) -> Tensor:
+        """What it adds to the linear's output on `x` [..., in]."""
         down, up = (t.to(x.device, x.dtype) for t in (self.down, self.up))  # as they are, once they are in place
-        return out + F.linear(F.linear(x, down) * self.strength.to(x.device), up)
+        return F.linear(F.linear(x, down) * self.strength.to(x.device), up)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Copy the matrices to where they will be used."""
@@ -35,6 +31,19 @@ class Branch:
     def release(self) -> None:
         """Drop the copies."""
         self.down, self.up, self.strength = self._home
+
+
+def beside(inner: Callable[..., Tensor], branch: Branch) -> Callable[..., Tensor]:
+    """What stands in for a linear's `forward`: `inner`, that forward itself or another branch's, and the branch.
+
+    It is a function, not an object, because torch.compile compiles again wherever another object stands there; of a
+    function it looks at the code, and of the tensors only at their shapes.
+    """
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return inner(x, *args, **kwargs) + branch(x)
+
+    return forward
 
 
 def place_all(branches: Sequence[Branch], patcher: Any) -> None:
