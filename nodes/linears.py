@@ -14,6 +14,8 @@ from ..qarvd.checkpoint.quantized import MARKER, read_linear, write_linear
 from ..qarvd.ops.backend import QuantizedActivation
 from ..qarvd.ops.linear import QuantizedLinear
 from ..qarvd.ops.weight import QuantizedWeight
+from ..qarvd.quantize.merge import grid_of, round_near
+from .side_branch import is_patched
 
 
 def operations() -> Any:
@@ -68,7 +70,7 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
         plain = [
             linear
             for linear in linears
-            if isinstance(linear, HostedLinear) and linear.quantized is not None and "forward" not in vars(linear)
+            if isinstance(linear, HostedLinear) and linear.quantized is not None and not is_patched(linear)
         ]
         if len(plain) < len(linears) or any(linear.weight_function or linear.bias_function for linear in plain):
             return x
@@ -125,8 +127,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
     ) -> Tensor | None:
         """ComfyUI gives back the floats [out, in] with a LoRA added: round them to this layer's grid.
 
-        Scales and outliers stay as they were calibrated. With a `seed`, rounding is at random, up or down by how near,
-        so that changes smaller than a step have their effect in the mean.
+        Scales and outliers stay as they were calibrated. With a `seed`, changes smaller than a step have their effect
+        in the mean.
         """
         if self.quantized is not None:
             weight = requantize(self._weight(self.weight.to(weight.device)), weight, seed)
@@ -140,16 +142,9 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 
 def requantize(old: QuantizedWeight, weight: Tensor, seed: int | None) -> Tensor:
     """Packed codes of floats `weight` [out, in] on the grid of `old`."""
-    n, codec = old.split.n_outlier, old.codec
-    part = (torch.arange(old.split.channels, device=weight.device) >= n).long()
-    columns = weight.float()[:, old.split.order.to(weight.device)] / old.scale[:, part]
-    if old.zero is not None:
-        columns = columns + old.zero.float()[:, part]
-    if seed is not None:
-        generator = torch.Generator(device=weight.device).manual_seed(seed % 2**63)
-        columns = (columns + torch.rand(columns.shape, generator=generator, device=weight.device)).floor_()
-    low = -8 if codec.bits == 4 and old.zero is not None else codec.low
-    return codec.pack(columns.round().clamp_(low, codec.high).to(torch.int8))
+    columns = weight.float()[:, old.split.order.to(weight.device)]
+    codes = round_near(columns, old.split.n_outlier, grid_of(old.codec, old.scale, old.zero), seed)
+    return old.codec.pack(codes.to(torch.int8))
 
 
 def _device(x: Tensor | QuantizedActivation) -> torch.device:

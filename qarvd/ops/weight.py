@@ -54,29 +54,44 @@ class QuantizedWeight:
     @cached_property
     def guard(self) -> float:
         """Least ratio of normal to outlier activation scale that keeps the accumulator below 2^30 at the fold."""
-        if not self.split.n_outlier:
-            return 0.0
-        # 128: the 4-bit code -8 counts as -128 where kernels read 16 times the code.
-        steepest = (self.scale[:, 0] / self.scale[:, 1]).max().item()
-        return self.split.n_outlier * 127 * 128 * steepest / 2**30
+        return guard_of(self.scale, self.split.n_outlier)
 
     def dequantize(self) -> Tensor:
         """Float32 [out, in] in the logical column order."""
-        codes = self.codec.unpack(self.codes).float()
         n = self.split.n_outlier
-        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.float()
-        columns = torch.cat(
-            [
-                self.scale[:, :1] * (codes[:, :n] - zero[:, :1]),
-                self.scale[:, 1:] * (codes[:, n:] - zero[:, 1:]),
-            ],
-            dim=1,
-        )
-        logical = torch.empty_like(columns)
-        logical[:, self.split.order.to(codes.device)] = columns
-        return logical
+        order = self.split.order.to(self.codes.device) if n else None
+        return restore(self.codec.unpack(self.codes), self.scale, self.zero, order, n)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight on another device."""
         zero = None if self.zero is None else self.zero.to(device)
         return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero)
+
+
+def guard_of(scale: Tensor, n_outlier: int) -> float:
+    """`QuantizedWeight.guard` of a weight with these scales, float32 [out, 2]."""
+    if not n_outlier:
+        return 0.0
+    # 128: the 4-bit code -8 counts as -128 where kernels read 16 times the code.
+    return n_outlier * 127 * 128 * (scale[:, 0] / scale[:, 1]).max().item() / 2**30
+
+
+def restore(codes: Tensor, scale: Tensor, zero: Tensor | None, order: Tensor | None, n_outlier: int) -> Tensor:
+    """Float32 [out, in] in the logical column order, from unpacked `codes` [out, in] in the kernel's.
+
+    `scale` and `zero` as in QuantizedWeight; `order` [in] is the logical column of each kernel column (None: the same).
+    """
+    codes = codes.float()
+    zero = torch.zeros_like(scale) if zero is None else zero.float()
+    columns = torch.cat(
+        [
+            scale[:, :1] * (codes[:, :n_outlier] - zero[:, :1]),
+            scale[:, 1:] * (codes[:, n_outlier:] - zero[:, 1:]),
+        ],
+        dim=1,
+    )
+    if order is None:
+        return columns
+    logical = torch.empty_like(columns)
+    logical[:, order.long()] = columns
+    return logical

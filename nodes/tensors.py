@@ -1,0 +1,207 @@
+"""Our formats as comfy-kitchen layouts, so that ComfyUI's own linears hold, move, patch and run them.
+
+Needs comfy-kitchen: `layout.py` imports this where it is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfy_kitchen.tensor import (
+    BaseLayoutParams,
+    QuantizedLayout,
+    QuantizedTensor,
+    dequantize_args,
+    register_layout_class,
+    register_layout_op,
+)
+from torch import Tensor
+
+from ..qarvd.checkpoint.quantized import FORMATS
+from ..qarvd.ops import library
+from ..qarvd.ops.backend import QuantizedActivation
+from ..qarvd.ops.codecs import Codec
+from ..qarvd.ops.cuda import device
+from ..qarvd.ops.weight import QuantizedWeight, guard_of, restore
+from ..qarvd.ops.weight_only import FEW_TOKENS
+from ..qarvd.quantize.merge import grid_of, requantize
+from ..qarvd.quantize.outliers import published_split
+from ..qarvd.quantize.rounding.nearest import ROUND
+from ..qarvd.quantize.rounding.task import Task
+from . import prepared
+
+
+class DualScaleLayout(QuantizedLayout):
+    """Codes in kernel column order, with two scales a row (docs/format.md); the logical shape is [out, in]."""
+
+    CODEC: Codec
+
+    @dataclass(frozen=True)
+    class Params(BaseLayoutParams):
+        """What goes with the codes; `scale` is float32 [out, 2]. All plain values are derived once, when loading."""
+
+        outlier_idx: Tensor
+        """int32 [n_outlier], ascending."""
+        order: Tensor | None
+        """The input channel of each kernel column, int32 [in]; None without outliers."""
+        zero: Tensor | None
+        """int8 [out, 2]."""
+        n_outlier: int
+        guard: float
+        """See QuantizedWeight.guard."""
+        transposed: bool = False
+
+        def _tensor_fields(self) -> list[str]:
+            every = ("scale", "outlier_idx", "order", "zero")
+            return [name for name in every if getattr(self, name) is not None]
+
+        def copy_from(self, src: Any, non_blocking: bool = False) -> None:
+            super().copy_from(src, non_blocking)
+            prepared.forget()
+
+    @classmethod
+    def params_of(cls, weight: QuantizedWeight, dtype: torch.dtype, where: torch.device | str | None) -> Params:
+        """What goes with the codes of `weight`, on the device `where`."""
+        outliers = torch.tensor(weight.split.outliers, dtype=torch.int32)
+        order = weight.split.order.int().to(where) if weight.split.n_outlier else None
+        zero = None if weight.zero is None else weight.zero.to(where)
+        return cls.Params(
+            scale=weight.scale.to(where),
+            orig_dtype=dtype,
+            orig_shape=weight.shape,
+            outlier_idx=outliers.to(where),
+            order=order,
+            zero=zero,
+            n_outlier=weight.split.n_outlier,
+            guard=weight.guard,
+        )
+
+    @classmethod
+    def quantize(
+        cls,
+        tensor: Tensor,
+        scale: Tensor | str | None = None,
+        stochastic_rounding: int | None = 0,
+        inplace_ops: bool = False,
+        like: Params | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Params]:
+        """Quantize `tensor` [out, in], like a weight of which it is a changed version, or without knowing any.
+
+        `scale` is always fitted: ComfyUI asks for "recalculate". `stochastic_rounding` is a seed (0: to nearest), of
+        which `requantize` makes use as far as it helps. `inplace_ops` would allow to overwrite `tensor`, which a
+        permuted copy has no use for.
+        """
+        if like is None:
+            weight = ROUND(Task(tensor, published_split(tensor), cls.CODEC))
+            return weight.codes, cls.params_of(weight, tensor.dtype, tensor.device)
+        like, codec = like.to_device(tensor.device), cls.CODEC
+        old = grid_of(codec, like.scale, like.zero)
+        columns = tensor.float()
+        if like.order is not None:
+            columns = columns[:, like.order.long()]
+        codes, grid = requantize(columns, like.n_outlier, codec, old, stochastic_rounding)
+        zero = None if grid.zero is None else grid.zero.to(torch.int8)
+        guard = guard_of(grid.scale, like.n_outlier)
+        shape = tuple(tensor.shape)
+        params = replace(like, scale=grid.scale, zero=zero, guard=guard, orig_dtype=tensor.dtype, orig_shape=shape)
+        return codec.pack(codes.to(torch.int8)), params
+
+    @classmethod
+    def requantize_kwargs(cls, qtensor: Any) -> dict[str, Any]:
+        """A patched weight keeps its outlier channels, and zero points if it has any."""
+        return {"like": qtensor._params}
+
+    @classmethod
+    def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
+        """[out, in] in the logical column order, also of a transposed weight."""
+        codes = cls.CODEC.unpack(qdata)
+        return restore(codes, params.scale, params.zero, params.order, params.n_outlier).to(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: Any) -> tuple[Tensor, ...]:
+        params = qtensor._params
+        return qtensor._qdata, *(getattr(params, name) for name in params._tensor_fields())
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
+        """The format's tensors by the ends of their names; the marker is ComfyUI's to write."""
+        tensors = {"": qdata, "_scale": params.scale, "_outlier_idx": params.outlier_idx}
+        return tensors if params.zero is None else {**tensors, "_zero": params.zero}
+
+    @classmethod
+    def get_logical_shape_from_storage(cls, storage_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[out, in] of codes stored as `storage_shape`."""
+        out, stored = storage_shape
+        return out, stored * 8 // cls.CODEC.bits
+
+
+LAYOUTS: dict[str, type[DualScaleLayout]] = {
+    name: type(f"Qarvd{name.removeprefix('qarvd_').upper()}Layout", (DualScaleLayout,), {"CODEC": codec})
+    for name, codec in FORMATS.items()
+}
+"""By the name of the format."""
+NAMES = {layout.__name__ for layout in LAYOUTS.values()}
+
+
+def register_layouts() -> None:
+    """Tell comfy-kitchen; a second time, or by a second copy of this pack, replaces the first by its like."""
+    for layout in LAYOUTS.values():
+        register_layout_class(layout.__name__, layout)
+    aten = torch.ops.aten
+    for op, run in ((aten.t, _transpose), (aten.linear, _linear), (aten.addmm, _addmm), (aten.mm, _mm)):
+        register_layout_op(op.default, DualScaleLayout)(run)
+
+
+def _transpose(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight = args[0]
+    shape = weight._params.orig_shape
+    params = replace(weight._params, orig_shape=shape[::-1], transposed=not weight._params.transposed)
+    return QuantizedTensor(weight._qdata, weight._layout_cls, params)
+
+
+def _linear(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, weight, bias = (*args, None)[:3]
+    if kwargs or not _is_ours(weight, transposed=False):
+        return F.linear(*dequantize_args(args), **dequantize_args(kwargs))
+    return multiply(x, weight, bias)
+
+
+def _addmm(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    bias, x, weight = args
+    if kwargs or bias.ndim != 1 or not _is_ours(weight, transposed=True):
+        return torch.addmm(*dequantize_args(args), **dequantize_args(kwargs))
+    return multiply(x, weight, bias)
+
+
+def _mm(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, weight = args
+    if kwargs or not _is_ours(weight, transposed=True):
+        return torch.mm(*dequantize_args(args), **dequantize_args(kwargs))
+    return multiply(x, weight, None)
+
+
+def _is_ours(weight: Any, transposed: bool) -> bool:
+    """Whether `weight` is in one of our formats, and so turned."""
+    ours = isinstance(weight, QuantizedTensor) and weight._layout_cls in NAMES
+    return ours and weight._params.transposed == transposed
+
+
+def multiply(x: Any, weight: Any, bias: Tensor | None) -> Tensor:
+    """`F.linear` of tokens [..., in] with a weight in one of our formats, to the bit as QuantizedLinear computes it."""
+    x = dequantize_args(x)
+    codes, params, layout = weight._qdata, weight._params, weight.layout_cls
+    on_cpu = x.device.type == "cpu"
+    if not on_cpu and (x.numel() <= FEW_TOKENS * x.shape[-1] or device.refuses(x.device)):
+        full = layout.dequantize(codes, replace(params, orig_dtype=torch.float32))
+        return F.linear(x, full.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    parts = library.quantize_activation(x, params.order, params.n_outlier, params.guard)
+    if on_cpu and type(codes) is Tensor and type(x) is Tensor and not torch.compiler.is_compiling():
+        run = prepared.prepared(codes, params.scale, params.zero, params.outlier_idx, layout.CODEC)
+        return prepared.finish(run, QuantizedActivation(*parts, x.shape, x.dtype), bias)
+    bits = layout.CODEC.bits
+    out = library.dual_scale_linear(*parts, codes, params.scale, params.zero, bias, params.n_outlier, bits, x.dtype)
+    return out.view(*x.shape[:-1], codes.shape[0])
