@@ -82,7 +82,7 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
     family = preset or ours.get("preset")
     if preset and ours.get("preset", preset) != preset:
-        raise CheckpointError(f"The file says that it is of the family {ours['preset']!r}, but {preset!r} was asked for.")
+        raise CheckpointError(f"The file says it is of the family {ours['preset']!r}, but {preset!r} was asked for.")
     return assemble(tensors, transformer, None if family is None else str(family), recipe, notes)
 
 
