@@ -167,5 +167,5 @@ def run(
     parts = [] if begun is None else [on.to_socket(begun)]
     for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar):
         parts.append(on.to_socket(chunk.latents))
-        bar.picture(live.show(chunk))
+        live.show(chunk)
     return torch.cat(parts, dim=2), live

@@ -84,8 +84,8 @@ RESULT = "output/diffusion_models"
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "demo": {
         "note": note(
-            (40, -330),
-            (690, 290),
+            (40, -260),
+            (660, 220),
             "## The whole job on the bundled model\n\nPress **Run**: no download, no GPU. It takes a minute or "
             "two.\n\n1. *Calibrate* rolls the demo model out on 24 prompts and measures how much each chunk "
             "matters.\n2. *Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit "
