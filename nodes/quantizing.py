@@ -80,8 +80,10 @@ class Quantize(io.ComfyNode):
                 "qarvd": __version__,
             }
             path = kept_at("quantized", about)
-            made = recalled(path, load) or fit(found, recipe, statistics, path, about)
-            patcher = host.patcher_of(made)
+            if recalled(path, load) is None:
+                fit(found, recipe, statistics, path, about)
+        made = load(path)  # again, in the mode in which ComfyUI moves it about
+        patcher = host.patcher_of(made)
         reports = [report_from({"name": name, **told}) for name, told in made.notes["layers"].items()]  # pyright: ignore
         table = by_kind(reports)
         return io.NodeOutput(patcher, text_table(table), ui=report_data(made, reports, table))
@@ -108,7 +110,7 @@ def checksum_of(statistics: StoredCalibration) -> str:
 
 def fit(
     model: Model, recipe: Choices, statistics: StoredCalibration | None, path: Path, about: Mapping[str, object]
-) -> Model:
+) -> None:
     """Quantize, going on with what an interrupted run of the same had finished, and keep the result at `path`."""
     bar = Progress(sum(map(len, linear_groups(model.config.num_layers))))
     work = Work(path.with_name(f"{path.name}.work"), about, resume=True)
@@ -116,7 +118,6 @@ def fit(
     with fitting_on(model):
         made, _ = quantize(model, recipe, calibration, work, lambda name: bar.advance(), bar.check)
     work.finish(lambda temporary: save(made, temporary), path)
-    return made
 
 
 def report_data(model: Model, reports: Sequence[LayerReport], table: Sequence[Mapping[str, object]]) -> dict[str, Any]:

@@ -155,6 +155,34 @@ def test_the_streaming_node_gives_the_latents_of_the_library_in_comfyuis_space(
     assert all(data["sprite"].startswith("data:image/png;base64,") for _, data in events)
 
 
+def test_what_the_quantizing_node_gives_streams_and_is_saved(
+    part: Part, patcher: Any, text: Tensor, events: list[tuple[str, Any]]
+) -> None:
+    """Node after node in inference mode, as ComfyUI runs them."""
+    recipe = part("qarvd.recipe").Recipe(weight_bits=8)
+    made, _ = run(part, "quantizing", "Quantize", model=patcher, recipe=recipe, family="automatic")
+    latents, _ = run(
+        part,
+        "streaming",
+        "StreamVideo",
+        model=made,
+        positive=[[text, {}]],
+        seed=3,
+        width=32,
+        height=32,
+        chunks=2,
+        batch_size=1,
+        family="automatic",
+        chunk_frames=0,
+        window=0,
+        sink=-1,
+        cache="int4",
+    )
+    assert latents["samples"].shape == (1, 16, 6, 8, 8) and len(events) == 2
+    (path,) = run(part, "quantizing", "SaveModel", model=made, name="saved", format=part("nodes.quantizing").OURS)
+    assert part("qarvd.checkpoint.model").load(Path(path)).recipe == recipe.without_data()
+
+
 def test_latents_pass_the_space_of_comfyui_once_in_each_direction(part: Part, patcher: Any) -> None:
     class Doubled:
         """A format of mean 3 and deviation 2."""
