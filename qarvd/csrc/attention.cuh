@@ -144,7 +144,7 @@ struct Attention {
     for (int part = 0; part < 2; ++part) {
       float all = total[part] + shuffle_xor(total[part], 1);
       all += shuffle_xor(all, 2);
-      const float inverse = all > 0.f ? 1.f / all : 0.f;  // nothing to attend to gives zeros
+      const float inverse = all == 0.f ? 0.f : 1.f / all;  // nothing to attend to gives zeros; NaN stays NaN
       if (row(part) >= p.rows) continue;
       u16* to = (u16*)p.out + place(p.out_stride, row(part));
 #pragma unroll
