@@ -62,19 +62,23 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """Float32 [out, in] in the logical column order."""
+        columns = self.columns()
+        logical = torch.empty_like(columns)
+        logical[:, self.split.order.to(columns.device)] = columns
+        return logical
+
+    def columns(self) -> Tensor:
+        """Float32 [out, in] in the kernel's column order."""
         codes = self.codec.unpack(self.codes).float()
         n = self.split.n_outlier
         zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.float()
-        columns = torch.cat(
+        return torch.cat(
             [
                 self.scale[:, :1] * (codes[:, :n] - zero[:, :1]),
                 self.scale[:, 1:] * (codes[:, n:] - zero[:, 1:]),
             ],
             dim=1,
         )
-        logical = torch.empty_like(columns)
-        logical[:, self.split.order.to(codes.device)] = columns
-        return logical
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight on another device."""
