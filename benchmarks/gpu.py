@@ -62,25 +62,23 @@ def milliseconds(runs: Runs, rounds: int) -> dict[str, float]:
     return {name: median(spent) for name, spent in times.items()}
 
 
-def weight_of(bits: int, outputs: int, channels: int) -> QuantizedWeight:
+def weight_of(bits: int, outputs: int, channels: int, card: torch.device) -> QuantizedWeight:
     """Any codes will do."""
     codec, generator = CODECS[f"int{bits}"], torch.Generator().manual_seed(0)
     codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
     scale = torch.tensor([8.0, 1.0]) * (1 + torch.rand(outputs, 1, generator=generator)) / codec.high / channels**0.5
-    return QuantizedWeight(codec, ChannelSplit.of(channels, range(5, 5 + OUTLIERS)), codec.pack(codes), scale).to(
-        "cuda"
-    )
+    split = ChannelSplit.of(channels, range(5, 5 + OUTLIERS))
+    return QuantizedWeight(codec, split, codec.pack(codes), scale).to(card)
 
 
-def linears(channels: int, outputs: int) -> Runs:
+def linears(channels: int, outputs: int, card: torch.device, tokens: int = 3 * TOKENS) -> Runs:
     """One linear on three frames of tokens, quantizer included."""
-    x = torch.randn(3 * TOKENS, channels, device="cuda")
-    dense = torch.randn(outputs, channels, device="cuda") / channels**0.5
+    x = torch.randn(tokens, channels, device=card)
+    dense = torch.randn(outputs, channels, device=card) / channels**0.5
     runs: Runs = {}
-    for dtype, name in ((torch.bfloat16, "cuBLAS bf16"), (torch.float16, "cuBLAS fp16")):
-        if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
-            continue
-        runs[name] = partial(F.linear, x.to(dtype), dense.to(dtype))
+    if compute_dtype(card) != torch.float16:
+        runs["cuBLAS bf16"] = partial(F.linear, x.bfloat16(), dense.bfloat16())
+    runs["cuBLAS fp16"] = partial(F.linear, x.half(), dense.half())
     half, narrow = x.half(), dense.half()
 
     def fast_sums() -> Tensor:
@@ -93,12 +91,12 @@ def linears(channels: int, outputs: int) -> Runs:
     if hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"):
         runs["cuBLAS fp16, fp16 sums"] = fast_sums
     for bits in (8, 4):
-        layer = QuantizedLinear(weight_of(bits, outputs, channels), None)
+        layer = QuantizedLinear(weight_of(bits, outputs, channels, card), None)
         layer.prepare()
         runs[f"qarvd w{bits}a8"] = lambda layer=layer: layer(half)
         shared = layer.quantize(half, layer.weight.guard)
         runs[f"qarvd w{bits}a8, quantizer shared"] = lambda layer=layer, shared=shared: layer(shared)
-    weight = weight_of(8, outputs, channels)
+    weight = weight_of(8, outputs, channels, card)
     if KITCHEN.refuses(weight) is None:
         two_calls, plain = KITCHEN.prepare(weight, None), import_module("comfy_kitchen").int8_linear
         codes, scale = weight.codes, weight.scale[:, 1].contiguous()
@@ -107,22 +105,25 @@ def linears(channels: int, outputs: int) -> Runs:
     return runs
 
 
-def attentions(heads: int, frames: int) -> Runs:
+def attentions(heads: int, frames: int, card: torch.device, frame_tokens: int = TOKENS) -> Runs:
     """Three frames of queries to `frames` in the ring, and three each of sink and newest chunk."""
 
     def chunk(count: int) -> Tensor:
-        return torch.randn(1, heads, count * TOKENS, 128, device="cuda", dtype=torch.float16)
+        return torch.randn(1, heads, count * frame_tokens, 128, device=card, dtype=torch.float16)
 
     query, sink_key, sink_value, new_key, new_value = (chunk(3) for _ in range(5))
     key, value = chunk(frames), chunk(frames)
     runs: Runs = {}
     keys, values = torch.cat([sink_key, key, new_key], dim=2), torch.cat([sink_value, value, new_value], dim=2)
     runs["SDPA fp16"] = lambda: F.scaled_dot_product_attention(query, keys, values)
+    peer = kitchen_attention(card)
+    if peer is not None:
+        runs["comfy-kitchen int8, quantizing at each call"] = lambda: peer(query, keys, values)
     for bits in (8, 4):
         ring = _filled(bits, key, value)
         held = (None, sink_key, sink_value, new_key, new_value, bits)
         runs[f"qarvd int{bits} ring"] = lambda ring=ring, held=held: library.kv_attention(
-            query, *ring, frames * TOKENS, *held
+            query, *ring, frames * frame_tokens, *held
         )
         runs[f"qarvd append int{bits}, a chunk"] = lambda ring=ring, bits=bits: library.kv_append(
             new_key, new_value, None, *ring, 0, bits
@@ -130,10 +131,20 @@ def attentions(heads: int, frames: int) -> Runs:
     return runs
 
 
+def kitchen_attention(card: torch.device) -> Callable[..., object] | None:
+    """comfy-kitchen's `int8_attention`, where it is installed and runs."""
+    try:
+        kitchen = import_module("comfy_kitchen")
+    except ImportError:
+        return None
+    runs_there = getattr(kitchen, "int8_attention_is_available", None)
+    return kitchen.int8_attention if runs_there is not None and runs_there(card) else None
+
+
 def _filled(bits: int, key: Tensor, value: Tensor) -> Ring:
     shape, stored = key.shape, CODECS[f"int{bits}"].stored
-    codes = [torch.zeros((*shape[:3], shape[3] * bits // 8), dtype=stored, device="cuda") for _ in range(2)]
-    scales = [torch.zeros(shape[:3], device="cuda") for _ in range(2)]
+    codes = [torch.zeros((*shape[:3], shape[3] * bits // 8), dtype=stored, device=key.device) for _ in range(2)]
+    scales = [torch.zeros(shape[:3], device=key.device) for _ in range(2)]
     ring = (codes[0], scales[0], codes[1], scales[1])
     library.kv_append(key, value, None, *ring, 0, bits)
     return ring
@@ -170,17 +181,17 @@ def main() -> None:
     loaded = device.load(card, kernel_folder())
     if isinstance(loaded, str):
         sys.exit(f"The kernels can't be used: {loaded}.")
-    assert choose(weight_of(8, 64, 128)) is CUDA
+    assert choose(weight_of(8, 64, 128, card)) is CUDA
     rounds = 2 if args.smoke else args.rounds
     print(f"## {torch.cuda.get_device_name(card)}\n")
     print(f"torch {torch.__version__}, kernels {loaded.origin}, {rounds} rounds\n")
     check(card)
     for model, shapes in LINEARS.items():
         for channels, outputs in shapes:
-            table(f"{model}: {3 * TOKENS} tokens, {channels} -> {outputs}", linears(channels, outputs), rounds)
+            table(f"{model}: {3 * TOKENS} tokens, {channels} -> {outputs}", linears(channels, outputs, card), rounds)
     for model, heads in HEADS.items():
         for frames in RING_FRAMES:
-            table(f"{model}: attention to {frames} + 6 frames", attentions(heads, frames), rounds)
+            table(f"{model}: attention to {frames} + 6 frames", attentions(heads, frames, card), rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // Every kernel by name; each takes one struct.
 #include "activation.cuh"
 #include "append.cuh"
-#include "attention.cuh"
+#include "attention_plain.cuh"
+#include "attention_ring.cuh"
 #include "linear.cuh"
 
 KERNEL __launch_bounds__(ACTIVATION_THREADS) qarvd_quantize_activation(const ActivationArguments p) {

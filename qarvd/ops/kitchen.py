@@ -48,7 +48,7 @@ def prepare_with(int8_linear: Any, weight: QuantizedWeight, bias: Tensor | None)
     codes = weight.codec.unpack(weight.codes)
     n, order = weight.split.n_outlier, weight.split.order.to(codes.device)
     outlier, normal = codes[:, :n].contiguous(), codes[:, n:].contiguous()
-    scales = weight.scale.unbind(1)
+    scales = [scale.contiguous() for scale in weight.scale.unbind(1)]
     ones = torch.ones(len(codes), device=codes.device)
     shift = None if weight.zero is None else weight.scale * weight.zero.float()  # [out, 2]
 

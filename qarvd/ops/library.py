@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import cpu_attention, reference
+from . import cpu_activation, cpu_attention, reference
 from .cuda import ops as cuda
 
 _WEIGHT = "Tensor weight, Tensor weight_scale, Tensor? weight_zero, Tensor? bias"
@@ -76,7 +76,11 @@ _OPS: dict[str, tuple[str, Callable[..., object], Callable[..., object]]] = {
 
 
 _FASTER: dict[str, dict[str, Callable[..., object]]] = {
-    "CPU": {"kv_append": cpu_attention.kv_append, "kv_attention": cpu_attention.kv_attention},
+    "CPU": {
+        "quantize_activation": cpu_activation.quantize_activation,
+        "kv_append": cpu_attention.kv_append,
+        "kv_attention": cpu_attention.kv_attention,
+    },
     "CUDA": {name: getattr(cuda, name) for name in _OPS},
 }
 """Faster twins of the reference, by kind of device (on a CPU linears are laid out first: `cpu.py`)."""

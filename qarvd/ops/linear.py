@@ -25,7 +25,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._order = None if not weight.split.n_outlier else weight.split.order.to(weight.codes.device)
+        self._order = _order(weight)
         self._of_codes: Run | None = None
         self._of_floats: Run | None = None
 
@@ -89,10 +89,18 @@ class QuantizedLinear(nn.Module):
         super()._apply(fn, recurse)
         device = fn(torch.empty(0, device=self.weight.codes.device)).device
         self.weight, self._of_codes, self._of_floats = self.weight.to(device), None, None
-        self._order = None if self._order is None else self._order.to(device)
+        self._order = _order(self.weight)
         return self
 
     def extra_repr(self) -> str:
         out, channels = self.weight.shape
         split = self.weight.split
         return f"{channels} -> {out}, {self.weight.codec.bits} bits, {split.n_outlier} outlier channels"
+
+
+def _order(weight: QuantizedWeight) -> Tensor | None:
+    """The input channel of each column where the weight lies, in the integers that are gathered by there."""
+    if not weight.split.n_outlier:
+        return None
+    wanted = torch.int32 if weight.codes.device.type == "cuda" else torch.int64
+    return weight.split.order.to(weight.codes.device, wanted)

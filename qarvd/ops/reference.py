@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .codecs import codec_of
+from .product import check_activation, check_linear
 from .ring import check_append, check_attention, codec_of_ring
 
 QMAX = 127
@@ -43,8 +44,9 @@ def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: 
     `x` [..., K] float; `order` int [K], the input column of each kernel column (None: as they are); `guard` is the
     least ratio of the normal to the outlier scale that keeps the linear's accumulator below 2^30.
     Returns codes int8 [M, K], scales float32 [M, 2] (outlier, normal; 0 where there is no outlier range), and the sum
-    of the codes of each range, int32 [M, 2].
+    of the codes of each range, int32 [M, 2]. Raises ShapeError for what does not fit.
     """
+    check_activation(x, order, n_outlier)
     rows = x.reshape(-1, x.shape[-1]).float()
     if order is not None:
         rows = rows.gather(1, order.long().expand(len(rows), -1))  # several times faster than indexing on a CPU
@@ -83,8 +85,9 @@ def dual_scale_linear(
 
     The outlier range is accumulated first; then the accumulator becomes rint(float(acc) * ratio), the ratio being
     that of the two ranges' scales, and the normal range is added to it. Epilogue, float32, in this order: product of
-    the normal scales, product with the accumulator, zero points, bias.
+    the normal scales, product with the accumulator, zero points, bias. Raises ShapeError for what does not fit.
     """
+    check_linear(codes, scale, sums, weight, weight_scale, weight_zero, bias, n_outlier, bits, dtype)
     codec = codec_of(bits)
     weight, unit = codec.unpack(weight), codec.unit
     outlier_x, normal_x = scale.unbind(1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..errors import ShapeError
 from .codecs import CODECS, Codec
 from .codecs.int4 import GROUP
+from .expect import FLOATS, expect
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 512
 """Products of 16-bit query codes with key codes stay below 2^31 up to here: 32512 * 127 * 512."""
 
@@ -22,10 +22,10 @@ Ring = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def check_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int, bits: int) -> None:
     """Raise ShapeError, in a sentence, unless `kv_append` can write these tokens into `ring`."""
-    batch, heads, tokens, head_dim = _tokens("Keys", key, (None,) * 4)
-    _tokens("Values", value, (batch, heads, tokens, head_dim))
-    capacity = _check_ring(ring, batch, heads, head_dim, bits)
-    _check_offset(key_offset, batch, heads, head_dim)
+    batch, heads, tokens, head_dim = _tokens("Keys", key, (None,) * 4, key.device)
+    _tokens("Values", value, (batch, heads, tokens, head_dim), key.device)
+    capacity = _check_ring(ring, batch, heads, head_dim, bits, key.device)
+    _check_offset(key_offset, batch, heads, head_dim, key.device)
     if tokens > capacity:
         raise ShapeError(f"{tokens} tokens do not fit a ring of {capacity}.")
     if position < 0:
@@ -42,17 +42,18 @@ def check_attention(
     bits: int,
 ) -> None:
     """Raise ShapeError, in a sentence, unless `kv_attention` can read these tensors."""
-    batch, heads, _, head_dim = _tokens("Queries", query, (None,) * 4)
-    capacity = _check_ring(ring, batch, heads, head_dim, bits)
-    _check_offset(key_offset, batch, heads, head_dim)
+    device = query.device
+    batch, heads, _, head_dim = _tokens("Queries", query, (None,) * 4, device)
+    capacity = _check_ring(ring, batch, heads, head_dim, bits, device)
+    _check_offset(key_offset, batch, heads, head_dim, device)
     if not 0 <= length <= capacity:
         raise ShapeError(f"Attention to the first {length} slots was asked of a ring of {capacity}.")
     for name, (key, value) in (("sink", sink), ("newest chunk", new)):
         if (key is None) != (value is None):
             raise ShapeError(f"The {name} needs both keys and values, or neither.")
         if key is not None and value is not None:
-            held = _tokens(f"The {name}'s keys", key, (batch, heads, None, head_dim))
-            _tokens(f"The {name}'s values", value, held)
+            held = _tokens(f"The {name}'s keys", key, (batch, heads, None, head_dim), device)
+            _tokens(f"The {name}'s values", value, held, device)
 
 
 def codec_of_ring(bits: int) -> Codec:
@@ -63,7 +64,7 @@ def codec_of_ring(bits: int) -> Codec:
     raise ShapeError(f"Keys and values are kept in {sorted(c.bits for c in CODECS.values())} bits; {bits} came.")
 
 
-def _check_ring(ring: Ring, batch: int, heads: int, head_dim: int, bits: int) -> int:
+def _check_ring(ring: Ring, batch: int, heads: int, head_dim: int, bits: int, device: torch.device) -> int:
     """Capacity of the ring."""
     codec = codec_of_ring(bits)
     if head_dim > MOST_HEAD_DIM:
@@ -73,25 +74,17 @@ def _check_ring(ring: Ring, batch: int, heads: int, head_dim: int, bits: int) ->
     capacity = ring[0].shape[2] if ring[0].dim() == 4 else 0
     width = head_dim * bits // 8
     for name, codes, scale in (("key", *ring[:2]), ("value", *ring[2:])):
-        _check(f"The ring's {name} codes", codes, (batch, heads, capacity, width), (codec.stored,))
-        _check(f"The ring's {name} scales", scale, (batch, heads, capacity), (torch.float32,))
+        expect(f"The ring's {name} codes", codes, (batch, heads, capacity, width), (codec.stored,), device)
+        expect(f"The ring's {name} scales", scale, (batch, heads, capacity), (torch.float32,), device)
     return capacity
 
 
-def _check_offset(key_offset: Tensor | None, batch: int, heads: int, head_dim: int) -> None:
+def _check_offset(key_offset: Tensor | None, batch: int, heads: int, head_dim: int, device: torch.device) -> None:
     if key_offset is not None:
-        _check("Key offsets", key_offset, (batch, heads, head_dim), FLOATS)
+        expect("Key offsets", key_offset, (batch, heads, head_dim), FLOATS, device)
 
 
-def _tokens(name: str, x: Tensor, shape: Sequence[int | None]) -> tuple[int, int, int, int]:
-    _check(name, x, shape, FLOATS)
+def _tokens(name: str, x: Tensor, shape: Sequence[int | None], device: torch.device) -> tuple[int, int, int, int]:
+    expect(name, x, shape, FLOATS, device)
     batch, heads, tokens, head_dim = x.shape
     return batch, heads, tokens, head_dim
-
-
-def _check(name: str, x: Tensor, shape: Sequence[int | None], dtypes: Sequence[torch.dtype]) -> None:
-    if x.dim() != len(shape) or any(s is not None and s != n for s, n in zip(shape, x.shape, strict=True)):
-        due = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ShapeError(f"{name} have shape {tuple(x.shape)}; expected ({due}).")
-    if x.dtype not in dtypes:
-        raise ShapeError(f"{name} came as {x.dtype}; expected {' or '.join(map(str, dtypes))}.")

@@ -62,6 +62,10 @@ class QuantizedWeight:
         order = self.split.order.to(self.codes.device) if n else None
         return restore(self.codec.unpack(self.codes), self.scale, self.zero, order, n)
 
+    def columns(self) -> Tensor:
+        """Float32 [out, in] in the kernel's column order."""
+        return restore(self.codec.unpack(self.codes), self.scale, self.zero, None, self.split.n_outlier)
+
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight on another device."""
         zero = None if self.zero is None else self.zero.to(device)

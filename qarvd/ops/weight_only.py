@@ -21,10 +21,13 @@ def refuses(weight: QuantizedWeight) -> str | None:
 
 
 def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:
-    """Nothing is laid out: memory is what quantized weights are for."""
+    """No weight is laid out: memory is what quantized weights are for. Tokens are brought into its columns' order."""
+    order = weight.split.order.to(weight.codes.device) if weight.split.n_outlier else None
 
     def run(x: Tensor) -> Tensor:
-        return F.linear(x, weight.dequantize().to(x.dtype), None if bias is None else bias.to(x.dtype))
+        if order is not None:
+            x = x[..., order]
+        return F.linear(x, weight.columns().to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     return run
 

@@ -122,10 +122,20 @@ def test_bad_shapes_are_refused_in_a_sentence(emulated: Prepared) -> None:
         ops.kv_attention(cases.chunk(1, 2, 5, 64, "float16", 0), *ring, 10, None, None, None, None, None)
 
 
-@pytest.mark.parametrize("channels", [6, 33])
-def test_odd_widths_fall_back(emulated: Prepared, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "n_outlier"), [(6, 0), (33, 0), (64, 6)])
+def test_odd_widths_fall_back(emulated: Prepared, channels: int, n_outlier: int) -> None:
     x = torch.randn(3, channels)
-    with pytest.warns(UserWarning, match=f"{channels} channels"):
-        came = ops.quantize_activation(x, None, 0, 0.0)
-    for a, b in zip(came, reference.quantize_activation(x, None, 0, 0.0), strict=True):
+    with pytest.warns(UserWarning, match=f"{n_outlier} outliers of {channels} channels"):
+        came = ops.quantize_activation(x, None, n_outlier, 0.1)
+    for a, b in zip(came, reference.quantize_activation(x, None, n_outlier, 0.1), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_range_that_ends_within_a_group_of_channels_falls_back(emulated: Prepared) -> None:
+    codes = torch.randint(-127, 128, (3, 64), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (5, 64), dtype=torch.int8)
+    sums = torch.zeros(3, 2, dtype=torch.int32)
+    given = (codes, torch.ones(3, 2), sums, weight, torch.ones(5, 2), None, None, 16, 8, torch.float32)
+    with pytest.warns(UserWarning, match="16 outliers of 64 channels"):
+        came = ops.dual_scale_linear(*given)
+    assert torch.equal(came, reference.dual_scale_linear(*given))

@@ -116,8 +116,8 @@ def test_a_right_kernel_gives_no_report(compiled_probes: Probes, variant: str, l
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("barrier", ["tile", "total"])
 def test_a_missing_barrier_is_a_race(compiled_probes: Probes, barrier: str, lazy: bool) -> None:
-    line = probes.line_of(f"// pipeline: {barrier}")
-    outcome = run_isolated(compiled_probes("thread"), probes.clean_pipeline, skipped_barrier=line, lazy=lazy)
+    place = f"probes.cuh:{probes.line_of(f'// pipeline: {barrier}')}"
+    outcome = run_isolated(compiled_probes("thread"), probes.clean_pipeline, skipped_barrier=place, lazy=lazy)
     assert "ThreadSanitizer: data race" in outcome.report
     assert re.search(r"#\d+ probe_pipeline .*probes\.cuh:\d+", outcome.report), outcome.report
 
@@ -128,9 +128,9 @@ def test_a_shuffle_orders_no_memory(compiled_probes: Probes) -> None:
 
 
 def test_a_wait_one_too_lax_shows_where_copies_are_lazy(compiled_probes: Probes) -> None:
-    line = probes.line_of("copy_wait<PIPELINE_STAGES - 2>")
+    place = f"probes.cuh:{probes.line_of('copy_wait<PIPELINE_STAGES - 2>')}"
     eager, lazy = (
-        probes.pipeline(Emulator(compiled_probes("plain"), lazy=lazy, lax_wait=line)) for lazy in (False, True)
+        probes.pipeline(Emulator(compiled_probes("plain"), lazy=lazy, lax_wait=place)) for lazy in (False, True)
     )
     assert np.array_equal(eager, probes.expected_pipeline())
     assert not np.array_equal(lazy, probes.expected_pipeline())

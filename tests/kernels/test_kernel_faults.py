@@ -31,6 +31,10 @@ def ragged(emulator: Emulator) -> None:
     cases.attention(emulator, 4, 17, 65, 0, 9, 64, False, "bfloat16", 1.0, 6)
 
 
+def small_activation(emulator: Emulator) -> None:
+    cases.activation(emulator, 2, 288, 64, "float16", 3, 0)
+
+
 def small_linear(emulator: Emulator) -> None:
     cases.linear(emulator, 8, 33, 40, 288, 32, True, True, "float16", 1, 0)
 
@@ -52,10 +56,25 @@ def replayed(compiled_kernels: Kernels, tmp_path: Path) -> Callable[..., Outcome
     return run
 
 
-def line_of(file: str, text: str, occurrence: int = 0) -> int:
-    """The line of a source that has this text."""
-    lines = [i for i, line in enumerate((CSRC / file).read_text().splitlines(), 1) if text in line]
-    return lines[occurrence]
+FILES = {
+    "activation.cuh": small_activation,
+    "linear.cuh": small_linear,
+    "attention_plain.cuh": small_attention,
+    "attention_ring.cuh": small_attention,
+}
+"""Sources whose threads wait for one another, with a case that runs all of each."""
+NOTHING_FOLLOWS = {"linear.cuh", "attention_ring.cuh"}
+"""Here `copy_wait<0>` ends the kernel: it only keeps copies from outliving their block."""
+
+
+def places(text: str) -> list[tuple[str, int, str]]:
+    """File, line and what is there, wherever a kernel's source has this text."""
+    return [
+        (path.name, i, line.strip())
+        for path in sorted(CSRC.glob("*.cuh"))
+        for i, line in enumerate(path.read_text().splitlines(), 1)
+        if text in line and path.name != "isa.cuh"
+    ]
 
 
 @pytest.mark.slow
@@ -70,30 +89,31 @@ def test_kernels_are_clean(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "case"), [("linear.cuh", small_linear), ("attention.cuh", small_attention)])
+@pytest.mark.parametrize(("file", "line"), [place[:2] for place in places("block_barrier();")])
 def test_a_missing_barrier_is_a_race(
-    compiled_kernels: Kernels, replayed: Callable[..., Outcome], file: str, case: Callable[[Emulator], None]
+    compiled_kernels: Kernels, replayed: Callable[..., Outcome], file: str, line: int
 ) -> None:
     """Some show only where copies land early, some only where they land late."""
     library = compiled_kernels("thread")
-    lines = [i for i, text in enumerate((CSRC / file).read_text().splitlines(), 1) if "block_barrier();" in text]
-    assert lines
-    for line in lines:
-        outcomes = (replayed(case, library, lazy=lazy, skipped_barrier=line) for lazy in (False, True))
-        assert any(outcome.code and "data race" in outcome.report for outcome in outcomes), f"{file}:{line}"
+    outcomes = (replayed(FILES[file], library, lazy=lazy, skipped_barrier=f"{file}:{line}") for lazy in (False, True))
+    assert any(outcome.code and "data race" in outcome.report for outcome in outcomes)
 
 
-def test_a_wait_one_too_lax_reads_what_is_not_there(compiled_kernels: Kernels) -> None:
-    """Only where copies land as late as they may."""
+@pytest.mark.parametrize(("file", "line", "wait"), places("copy_wait<"))
+def test_a_wait_one_too_lax_reads_what_is_not_there(compiled_kernels: Kernels, file: str, line: int, wait: str) -> None:
+    run, emulator = FILES[file], Emulator(compiled_kernels("plain"), lazy=True, lax_wait=f"{file}:{line}")
+    if wait == "copy_wait<0>();" and file in NOTHING_FOLLOWS:
+        return run(emulator)
+    with pytest.raises((AssertionError, KernelFault)):
+        run(emulator)
+
+
+def test_copies_that_land_early_hide_a_wait_that_is_too_lax(compiled_kernels: Kernels) -> None:
     library = compiled_kernels("plain")
-    line = line_of("linear.cuh", "copy_wait<STAGES - 2>();")
-    small_linear(Emulator(library, lazy=False, lax_wait=line))
+    ((file, line, _),) = places("copy_wait<STAGES - 2>();")
+    small_linear(Emulator(library, lazy=False, lax_wait=f"{file}:{line}"))
     with pytest.raises(AssertionError, match="differ"):
-        small_linear(Emulator(library, lazy=True, lax_wait=line))
-    for occurrence in range(2):
-        line = line_of("attention.cuh", "copy_wait<1>();", occurrence)
-        with pytest.raises((AssertionError, KernelFault)):
-            small_attention(Emulator(library, lazy=True, lax_wait=line))
+        small_linear(Emulator(library, lazy=True, lax_wait=f"{file}:{line}"))
 
 
 @pytest.fixture
@@ -106,7 +126,8 @@ def mutant(tmp_path: Path, cache: Path) -> Callable[[str, str, str, str], Librar
         text = (folder / file).read_text()
         assert text.count(old) == 1
         (folder / file).write_text(text.replace(old, new))
-        wanted = [line for line in (folder / "kernels.cu").read_text().splitlines() if "attention.cuh" not in line]
+        kept = (folder / "kernels.cu").read_text().splitlines()
+        wanted = [line for line in kept if not line.startswith('#include "attention')]
         cut = next(i for i, line in enumerate(wanted) if line.startswith("#define ATTENTION"))
         (folder / "kernels.cu").write_text("\n".join(wanted[:cut]) + "\n")
         return build([folder / "kernels.cu"], variant, cache)

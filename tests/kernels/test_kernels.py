@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import cases
 import pytest
+import torch
 from emulator.build import Library
 from emulator.launcher import Emulator, Schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from qarvd.ops import reference
+from qarvd.ops.cuda import kernels
 
 laws = settings(max_examples=200, deadline=None, print_blob=True)
 BITS = (8, 4)
@@ -132,3 +136,20 @@ def test_attention_is_what_the_reference_says_but_for_rounding(
     seed: int,
 ) -> None:
     cases.attention(emulators[way], bits, rows, length, sink, new, head_dim, offset, dtype, sharpness, seed)
+
+
+@pytest.mark.parametrize("where", ["query", "ring's key", "newest key"])
+@pytest.mark.parametrize("bits", BITS)
+def test_attention_hides_no_nan(emulators: list[Emulator], bits: int, where: str) -> None:
+    """One in a query is seen in its row, one in a key in all rows of its head."""
+    ring = cases.empty_ring(bits, 1, 2, 70, 64)
+    key, value, query, new_key, new_value = (cases.chunk(1, 2, 70, 64, "float16", i) for i in range(5))
+    {"query": query, "ring's key": key, "newest key": new_key}[where][0, 1, 3, 5] = float("nan")
+    reference.kv_append(key, value, None, *ring, 0, bits)
+    held = (None, None), (new_key, new_value)
+    came = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, *held, bits)
+    due = torch.zeros(2, 70, dtype=torch.bool)
+    due[1, 3 if where == "query" else slice(None)] = True
+    assert torch.equal(came[0].isnan().any(-1), due)
+    alone = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, (None, None), (None, None), bits)
+    assert torch.equal(alone[0].isnan().any(-1), due & (where != "newest key"))

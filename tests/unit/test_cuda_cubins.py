@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarvd.errors import DeviceError, SettingError
@@ -15,15 +15,18 @@ from qarvd.ops.cuda import cache, cubins
 from qarvd.ops.cuda.cubins import SERVES, Cubin, unpack
 from qarvd.ops.cuda.source import FOLDER, Source, read
 
+laws = settings(deadline=None)
 CUBIN = Cubin("sm_80", "5" * 64, "NVRTC 12.9", b"\x7fELF\n" + bytes(range(256)) * 20)
 
 
+@laws
 @given(st.binary(max_size=300), st.sampled_from(list(SERVES)), st.text(max_size=20))
 def test_unpacking_inverts_packing(image: bytes, architecture: str, compiler: str) -> None:
     cubin = Cubin(architecture, "abc", compiler, image)
     assert unpack(cubin.pack()) == cubin
 
 
+@laws
 @given(st.integers(0, len(CUBIN.pack()) - 1), st.integers(1, 255))
 def test_a_changed_byte_is_noticed(place: int, change: int) -> None:
     packed = bytearray(CUBIN.pack())
@@ -31,6 +34,7 @@ def test_a_changed_byte_is_noticed(place: int, change: int) -> None:
     assert isinstance(unpack(bytes(packed)), str)
 
 
+@laws
 @given(st.integers(0, len(CUBIN.pack()) - 1))
 def test_a_truncated_file_is_noticed(size: int) -> None:
     assert isinstance(unpack(CUBIN.pack()[:size]), str)

@@ -5,10 +5,14 @@ Every number is from machine code and published rates, see benchmarks/sass.py.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 from machine.architectures import ARCHITECTURES
 from machine.code import BYTES, Instruction, NoTools, find_tools
 from machine.loops import loops
+from roofline import RECORD
 from sass import Kernel, own
 
 from qarvd.errors import DeviceError
@@ -58,6 +62,12 @@ def test_main_loops_are_bound_by_tensor_cores(kernels: dict[tuple[str, str], Ker
         assert turn.tensor_cycles is not None
         assert turn.usual - turn.tensor <= issue * turn.tensor_cycles, turn
         assert turn.shared_cycles <= shared * turn.tensor_cycles, turn
+
+
+def test_the_record_of_the_docs_is_what_the_shipped_code_counts(kernels: dict[tuple[str, str], Kernel]) -> None:
+    recorded = {(made["architecture"], made["name"]): made for made in json.loads(RECORD.read_text())["qarvd"]}
+    for place, kernel in kernels.items():
+        assert json.loads(json.dumps(asdict(kernel))) == recorded[place]
 
 
 def _code(*lines: str) -> list[Instruction]:

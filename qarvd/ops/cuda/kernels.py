@@ -55,10 +55,10 @@ CHANNEL_GROUP = 32
 """Both ranges of a linear's input are multiples of this."""
 
 
-def refuses_activation(x: Tensor) -> str | None:
+def refuses_activation(x: Tensor, n_outlier: int) -> str | None:
     """Why tokens [..., channels] can't be quantized, or None."""
-    if x.shape[-1] % 4 or x.dtype not in TYPES:
-        return f"{x.shape[-1]} channels of {x.dtype}; they must be a multiple of 4, of {_names(TYPES)}"
+    if x.shape[-1] % 4 or n_outlier % 4:
+        return f"{n_outlier} outliers of {x.shape[-1]} channels; both must be multiples of 4"
     return None
 
 
@@ -121,13 +121,16 @@ TILES = {8: (Tile("large", 128, 128, 3), _SMALL), 4: (Tile("large", 128, 128, 4)
 """By bits, the one with the highest throughput first."""
 
 
-def refuses_linear(codes: Tensor, bits: int, dtype: torch.dtype) -> str | None:
-    """Why a linear can't take codes [M, K] and return `dtype`, or None."""
-    if bits not in TILES or dtype not in TYPES:
-        return f"{bits}-bit weights and a result of {dtype}; they must have {_names(TILES)} bits and be {_names(TYPES)}"
-    if codes.shape[1] % CHANNEL_GROUP:
-        return f"{codes.shape[1]} channels; they must be a multiple of {CHANNEL_GROUP}"
-    return None
+def refuses_bits(bits: int) -> str | None:
+    """Why there is no linear for weights of `bits` bits, or None."""
+    return None if bits in TILES else f"{bits}-bit weights; they must have {_names(TILES)} bits"
+
+
+def refuses_linear(codes: Tensor, n_outlier: int, bits: int) -> str | None:
+    """Why a linear can't take codes [M, K], or None."""
+    if codes.shape[1] % CHANNEL_GROUP or n_outlier % CHANNEL_GROUP:
+        return f"{n_outlier} outliers of {codes.shape[1]} channels; both must be multiples of {CHANNEL_GROUP}"
+    return refuses_bits(bits)
 
 
 def prepare_linear(launcher: Launcher, bits: int) -> None:

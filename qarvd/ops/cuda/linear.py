@@ -11,7 +11,7 @@ from . import device, kernels
 
 def refuses(weight: QuantizedWeight) -> str | None:
     """Why the kernels can't run `weight`."""
-    return device.refuses(weight.codes.device)
+    return kernels.refuses_bits(weight.codec.bits) or device.refuses(weight.codes.device)
 
 
 def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:

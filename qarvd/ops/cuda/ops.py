@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..product import check_activation, check_linear
 from ..ring import check_append, check_attention
 from . import device, kernels
 
@@ -39,7 +40,8 @@ def _slow(op: str, reason: str) -> None:
 
 def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.quantize_activation`."""
-    reason = device.refuses(x.device) or kernels.refuses_activation(x)
+    check_activation(x, order, n_outlier)
+    reason = device.refuses(x.device) or kernels.refuses_activation(x, n_outlier)
     if reason:
         _slow("quantize_activation", reason)
         return reference.quantize_activation(x, order, n_outlier, guard)
@@ -63,7 +65,8 @@ def dual_scale_linear(
     """See `reference.dual_scale_linear`."""
     where = codes.device
     arguments = (codes, scale, sums, weight, weight_scale, weight_zero, bias, n_outlier, bits, dtype)
-    reason = device.refuses(where) or kernels.refuses_linear(codes, bits, dtype)
+    check_linear(*arguments)
+    reason = device.refuses(where) or kernels.refuses_linear(codes, n_outlier, bits)
     if reason:
         _slow("dual_scale_linear", reason)
         return reference.dual_scale_linear(*arguments)

@@ -30,8 +30,8 @@ class _Settings(ctypes.Structure):
         ("lazy", ctypes.c_bool),
         ("schedule", c_int),
         ("seed", c_int),
-        ("skipped_barrier", c_int),
-        ("lax_wait", c_int),
+        ("skipped_barrier", c_char_p),
+        ("lax_wait", c_char_p),
     )
 
 
@@ -77,21 +77,22 @@ class Emulator:
         lazy: bool = False,
         schedule: Schedule = Schedule.IN_ORDER,
         seed: int = 0,
-        skipped_barrier: int = 0,
-        lax_wait: int = 0,
+        skipped_barrier: str = "",
+        lax_wait: str = "",
     ) -> None:
         """`lazy`: asynchronous copies land when they are waited for, not when they are issued.
 
         Try both, with ThreadSanitizer too: the eager ones show what they overwrite too early, the lazy ones what is
         read too early.
 
-        Two faults can be planted: on the line `skipped_barrier` of any file barriers do nothing, on the line
-        `lax_wait` every `copy_wait` leaves one group more under way.
+        Two faults can be planted, each at a place such as "linear.cuh:93": barriers at `skipped_barrier` do nothing,
+        every `copy_wait` at `lax_wait` leaves one group more under way.
         """
         if lazy and library.variant.name == "profile":
             raise ValueError("a profile needs eager copies: lazy ones would be recorded where they are waited for")
         self._library = library
-        self._settings = _Settings(lazy, schedule, seed, skipped_barrier, lax_wait)
+        places = (place.encode() or None for place in (skipped_barrier, lax_wait))
+        self._settings = _Settings(lazy, schedule, seed, *places)
         loaded = ctypes.CDLL(str(library.path))
         self._emulate, self._error, self._take_profile = loaded.emulate, loaded.emulator_error, loaded.take_profile
         self._emulate.argtypes = (c_char_p, c_uint * 3, c_uint, c_uint, c_void_p, c_size_t, c_void_p)
