@@ -8,6 +8,7 @@ const TOP = 9;
 const RIGHT = 8;
 const BOTTOM = 20;
 const ROOMY = 7; // pixels between points that leave room for dots
+const APART = 10; // pixels between faint lines that can be told apart
 
 /**
  * A chart that is empty until `draw`; `select` is told the index at the cursor, or null where there is none.
@@ -39,7 +40,7 @@ export function chart(label, select) {
     const high = present.length ? Math.max(...present) : 1;
     const inner = Math.max(10, height - TOP - BOTTOM);
     const steps = ticks(data.from ?? low, high, Math.min(4, inner / 26));
-    const names = steps.map(data.tick);
+    const names = steps.map((step) => (present.length ? data.tick(step) : ""));
     const left = 8 + CHARACTER * Math.max(data.place.length, ...names.map((name) => name.length));
     const across = Math.max(10, width - left - RIGHT);
     const [least, most] = [steps[0], steps.at(-1)];
@@ -124,16 +125,18 @@ function axes(frame, data, left) {
       svg("text", { x: left - 5, y: y + 3.5, "text-anchor": "end" }, frame.names[i]),
     );
   }
-  for (const mark of data.marks ?? []) {
+  const marks = data.marks ?? [];
+  for (const mark of marks.length * APART < frame.width ? marks : []) {
     const x = frame.left + mark * frame.band;
     parts.push(svg("line", { class: "qarvd-mark", x1: x, x2: x, y1: frame.top, y2: frame.top + frame.height }));
   }
   parts.push(svg("text", { x: left - 5, y: frame.top + frame.height + 15, "text-anchor": "end" }, data.place));
   const every = stride(data.count, frame.band, 8 + CHARACTER * String(data.count).length);
   for (let i = 0; i < data.count; i += 1) {
-    if ((i + 1) % every && !(i === 0 && every > 2)) continue;
+    if ((i + 1) % every) continue;
     const name = grouped(i + 1);
-    parts.push(svg("text", { x: frame.x(i), y: frame.top + frame.height + 15, "text-anchor": "middle" }, name));
+    const x = Math.min(frame.x(i), left + frame.width + RIGHT - (CHARACTER * name.length) / 2);
+    parts.push(svg("text", { x, y: frame.top + frame.height + 15, "text-anchor": "middle" }, name));
   }
   return parts;
 }

@@ -2,12 +2,13 @@
 
 /** Round values that span `low` to `high`, about `wanted` of them; the ends may lie beyond. */
 export function ticks(low, high, wanted) {
-  const span = high - low || Math.abs(high) || 1;
+  if (!low && !high) return [0, 1];
+  const span = high - low || Math.abs(high);
   const rough = span / Math.max(1, wanted);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
-  const first = Math.floor(low / step + 1e-9);
-  const last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
+  const last = Math.ceil(high / step - 1e-9);
+  const first = Math.min(last - 1, Math.floor(low / step + 1e-9));
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 

@@ -4,6 +4,7 @@ import { count, counted, html, number, percent, swallow } from "../dom.js";
 
 const NEAREST = 12; // percent: the shade of the least share above 0
 const WIDEST = 30; // columns of a map of layers outside the blocks
+const APART = 5; // pixels above the row of those
 const OUTSIDE = "outside the blocks";
 
 const coarse = (value) => number(value, 2);
@@ -119,6 +120,8 @@ export function heatMap() {
       return Math.round(NEAREST + (100 - NEAREST) * along);
     };
     grid.style.setProperty("--columns", columns);
+    const least = rows.map((row) => (row.apart && row.name ? 11 + APART : 11));
+    grid.style.gridTemplateRows = [...least.map((pixels) => `minmax(${pixels}px, 1fr)`), "auto"].join(" ");
     element.style.setProperty("--rows", rows.length);
     cells = rows.map(() => Array(columns).fill(null));
     const lines = rows.map((row, r) => html("div", { role: "row", class: row.apart && row.name ? "qarvd-apart" : null },

@@ -112,8 +112,7 @@ function build(body, { host, reveal, save }) {
   function tell() {
     if (!data) return;
     const of = running?.chunks ? ` of ${running.chunks}` : "";
-    const newest = frames.frames && frames.dropped && !canvas.hidden;
-    const dropped = newest ? `, the newest ${frames.frames} shown` : "";
+    const dropped = frames.dropped && !canvas.hidden ? ", the newest are shown" : "";
     const whole = `${data.stopped ? "Stopped after " : ""}${counted(data.chunks, "chunk")}`;
     status.replaceChildren(
       html("strong", {}, running ? `Chunk ${data.chunks}${of}` : whole),
