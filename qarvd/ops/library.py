@@ -86,15 +86,19 @@ _FASTER: dict[str, dict[str, Callable[..., object]]] = {
 """Faster twins of the reference, by kind of device (on a CPU linears are laid out first: `cpu.py`)."""
 
 
+_LIBRARY = torch.library.Library("qarvd", "FRAGMENT")
+"""Ops live as long as it does."""
+
+
 def _declare(name: str, schema: str, meaning: Callable[..., object], shapes: Callable[..., object]) -> None:
     if hasattr(torch.ops.qarvd, name):
         return
-    torch.library.define(f"qarvd::{name}", schema)
-    torch.library.impl(f"qarvd::{name}", "CompositeExplicitAutograd", meaning)
-    torch.library.register_fake(f"qarvd::{name}", shapes)
+    _LIBRARY.define(f"{name}{schema}")
+    _LIBRARY.impl(name, meaning, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, shapes, "Meta")  # `register_fake` would do as well, but look for its caller for 0.1 s
     for kind, twins in _FASTER.items():
         if name in twins:
-            torch.library.impl(f"qarvd::{name}", kind, twins[name])
+            _LIBRARY.impl(name, twins[name], kind)
 
 
 for _name, _op in _OPS.items():
