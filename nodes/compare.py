@@ -35,6 +35,13 @@ class CompareVideos(io.ComfyNode):
                     max=1024,
                     tooltip="Pixel frames of a chunk: 12 for Wan's chunks of 3 latent frames, 3 for the demo.",
                 ),
+                io.Int.Input(
+                    "first_chunk_frames",
+                    default=9,
+                    min=0,
+                    max=1024,
+                    tooltip="Of the first one: 9 for Wan, whose first latent frame is 1 pixel frame; 0: as the others.",
+                ),
             ],
             outputs=[
                 io.Float.Output(display_name="PSNR", tooltip="Of all frames, in dB; 100 where they are the same."),
@@ -44,15 +51,17 @@ class CompareVideos(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reference: Tensor, other: Tensor, chunk_frames: int) -> io.NodeOutput:
+    def execute(cls, reference: Tensor, other: Tensor, chunk_frames: int, first_chunk_frames: int) -> io.NodeOutput:
         check_alike(reference, other)
         errors = frame_errors(reference, other)
         alike = ssim(reference, other)
         ratios = [None if math.isinf(value) else value for value in psnr(errors).tolist()]
-        drift = [part.mean().item() for part in errors.split(chunk_frames)]
+        first = first_chunk_frames or chunk_frames
+        drift = [part.mean().item() for part in (errors[:first], *errors[first:].split(chunk_frames)) if len(part)]
         lines = ["frame  PSNR (dB)    SSIM"]
         for frame, (ratio, likeness) in enumerate(zip(ratios, alike.tolist(), strict=True)):
             lines.append(f"{frame:5}  {'same' if ratio is None else f'{ratio:.2f}':>9}  {likeness:.4f}")
-        told = {"psnr": ratios, "ssim": alike.tolist(), "drift": drift, "chunk_frames": chunk_frames}
+        told = {"psnr": ratios, "ssim": alike.tolist(), "drift": drift}
+        told |= {"chunk_frames": chunk_frames, "first_chunk_frames": first}
         whole = min(100.0, psnr(errors.mean()).item())
         return io.NodeOutput(whole, alike.mean().item(), "\n".join(lines), ui={"qarvd_compare": [told]})

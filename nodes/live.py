@@ -36,6 +36,11 @@ class Live:
         self.done = self.latent_frames = 0
         self.frames: list[Tensor] = []
 
+    @property
+    def rate(self) -> float:
+        """Latent frames a second at which the video plays: Wan's are 16 pixel frames, 4 of each latent frame."""
+        return bundle.FRAMES_PER_SECOND if self.demo else 4
+
     def show(self, chunk: Chunk) -> Image.Image:
         """Send a chunk to the panel, and give the picture for ComfyUI's own preview."""
         seconds = time.perf_counter() - self.began
@@ -53,6 +58,7 @@ class Live:
             "chunks": self.chunks,
             "first_frame": chunk.start,
             "frames": len(frames),
+            "frames_per_second": self.rate,
             "width": width,
             "height": height,
             "sprite": f"data:image/png;base64,{base64.b64encode(png_bytes(strip)).decode()}",
@@ -82,7 +88,7 @@ class Live:
     def result(self) -> dict[str, Any]:
         """What the panel keeps: figures, and an animation in ComfyUI's temporary folder."""
         told = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
-        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.demo)}]}
+        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.rate, 8 if self.demo else 4)}]}
 
 
 def pixel_frames(latent_frames: int, demo: bool) -> int:
@@ -90,15 +96,13 @@ def pixel_frames(latent_frames: int, demo: bool) -> int:
     return latent_frames if demo else max(0, 1 + 4 * (latent_frames - 1))
 
 
-def animation(frames: Sequence[Tensor], demo: bool) -> dict[str, str]:
-    """Write frames [height, width, 3] as an animated picture into ComfyUI's temporary folder."""
+def animation(frames: Sequence[Tensor], rate: float, scale: int) -> dict[str, str]:
+    """Write frames [height, width, 3], enlarged, as an animated picture into ComfyUI's temporary folder."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"qarvd_{token_hex(6)}.webp"
-    scale = 8 if demo else 4
     pictures = [Image.fromarray(to_bytes(frame).numpy()) for frame in frames]
     pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
-    rate = bundle.FRAMES_PER_SECOND if demo else 4  # Wan: 16 pixel frames a second, 4 of a latent frame
     first, *others = pictures
     first.save(folder / name, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, quality=80)
     return {"filename": name, "subfolder": "", "type": "temp"}

@@ -127,7 +127,12 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "compare": Node(
             "QarvdCompare",
             (1620, 250),
-            {"reference": Out("full frames"), "other": Out("quantized frames"), "chunk_frames": 3},
+            {
+                "reference": Out("full frames"),
+                "other": Out("quantized frames"),
+                "chunk_frames": 3,
+                "first_chunk_frames": 0,
+            },
             (460, 520),
         ),
         "animation": Node(

@@ -75,7 +75,10 @@ function compare(raw) {
   const psnr = list(raw.psnr, optional(isNumber), ssim?.length);
   const drift = list(raw.drift, isPositive);
   if (!ssim || !psnr || !drift) return null;
-  return { psnr, ssim, drift, chunk_frames: isCount(raw.chunk_frames) ? raw.chunk_frames : null };
+  const count = (value) => (isCount(value) ? value : null);
+  return {
+    psnr, ssim, drift, chunk_frames: count(raw.chunk_frames), first_chunk_frames: count(raw.first_chunk_frames),
+  };
 }
 
 const READERS = {

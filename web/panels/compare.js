@@ -7,8 +7,11 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 const decibels = (value) => (value === null ? "identical" : `${number(value)} dB`);
 
 /** First frame of each chunk; none where the chunks do not account for the frames. */
-function starts({ chunk_frames, drift, psnr }) {
-  return Math.ceil(psnr.length / chunk_frames) === drift.length ? drift.map((_, chunk) => chunk * chunk_frames) : [];
+function starts({ chunk_frames, first_chunk_frames, drift, psnr }) {
+  const first = first_chunk_frames || chunk_frames;
+  const found = drift.map((_, chunk) => (chunk ? first + (chunk - 1) * chunk_frames : 0));
+  const last = found[found.length - 1];
+  return last < psnr.length && psnr.length <= (found.length > 1 ? last + chunk_frames : first) ? found : [];
 }
 
 function build(body) {
