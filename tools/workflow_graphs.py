@@ -144,8 +144,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "demo-sampler": {
         "note": note(
-            (40, -230),
-            (620, 190),
+            (40, -190),
+            (620, 150),
             "## Streaming with ComfyUI's own sampling nodes\n\nPress **Run**: no download. *Streaming AR Sampler* is a "
             "SAMPLER; *AR Schedule* gives the sigmas. The demo's latents are 8 x 8, so its 32 x 32 pixels are asked "
             "for as 64 x 64, and 81 frames as Wan counts them are 21 latent frames: 7 chunks.",
@@ -156,7 +156,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "schedule": Node("QarvdSchedule", (40, 300), {"family": "demo"}, (300, 210)),
         "sampler": Node("QarvdSampler", (380, 270), {"schedule": Out("schedule", 1)}, (320, 520)),
         "empty": Node(
-            "EmptyHunyuanLatentVideo", (40, 570), {"width": 64, "height": 64, "length": 81, "batch_size": 1}, (300, 140)
+            "EmptyHunyuanLatentVideo", (40, 610), {"width": 64, "height": 64, "length": 81, "batch_size": 1}, (300, 140)
         ),
         "sample": Node(
             "SamplerCustomAdvanced",
@@ -180,8 +180,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "quantize-self-forcing": {
         "note": note(
-            (40, -330),
-            (690, 290),
+            (40, -200),
+            (690, 160),
             "## Quantize Self-Forcing to 4-bit weights\n\nPut the three files into their folders (the loaders link to "
             "them) and press **Run**. On a consumer card this takes tens of minutes, most of it in *Calibrate*, which "
             "keeps what it measured: a second run, a restart, or another recipe goes on from there. Fewer prompts are "
@@ -209,8 +209,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "stream-quantized": {
         "note": note(
-            (40, -250),
-            (690, 210),
+            (40, -190),
+            (690, 150),
             "## Stream a quantized model\n\nChoose a file that *Save Quantized Model* wrote, or a full-precision one "
             "with its family. *chunks* may be as many as you like: with a *window* the memory stays the same. An int8 "
             "or int4 *cache* halves it again.",
@@ -229,8 +229,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "compare-full-and-quantized": {
         "note": note(
-            (40, -230),
-            (690, 190),
+            (40, -180),
+            (690, 140),
             "## What did quantizing change?\n\nBoth models stream the same prompt from the same noise; *Compare "
             "Videos* shows PSNR and SSIM of every frame, and whether the error grows from chunk to chunk (drift).",
         ),
@@ -267,8 +267,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "image-to-video": {
         "note": note(
-            (40, -230),
-            (690, 190),
+            (40, -180),
+            (690, 140),
             "## An image that comes to life\n\nThe same text-to-video model goes on from the image: it is encoded, put "
             "into the cache as the first frame, and the chunks follow. Describe the motion in the prompt.",
         ),
@@ -287,8 +287,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "stock-nodes-only": {
         "note": note(
-            (40, -250),
-            (690, 210),
+            (40, -190),
+            (690, 150),
             "## An export that needs no custom nodes\n\nQuantize with the recipe *stock int8* and save as "
             "*int8_tensorwise*: the file then runs in ComfyUI 0.27 or later as it is, with its own loader and its "
             "*Sampler AR Video*, on machines that don't have this pack.",
