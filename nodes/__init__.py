@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import calibration, compare, lora, models, prompts, quantizing, recipes, sampler, schedules, streaming
+from . import calibration, compare, layout, lora, models, prompts, quantizing, recipes, sampler, schedules, streaming
+from .say import say_once
 
 NODES: list[type[io.ComfyNode]] = [
     models.LoadModel,
@@ -27,6 +28,12 @@ NODES: list[type[io.ComfyNode]] = [
 
 class Extension(ComfyExtension):
     """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        """Teach ComfyUI's own loaders our formats; a ComfyUI that has nothing to be taught does not call this."""
+        reason = layout.register()
+        if reason is not None:
+            say_once(f"ComfyUI's own loaders cannot open files of qarvd, but Load AR Model can: {reason}.")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -86,9 +86,9 @@ def serving(inner: Load) -> Load:
         declared = _declared(state_dict.get(f"{prefix}{MARKER}"))
         if declared.get("format") not in FORMATS:
             return inner(module, super_load, state_dict, prefix, *rest, **kwargs)
-        module.weight = torch.nn.Parameter(_take(module, state_dict, prefix), requires_grad=False)
-        module.quant_format = declared["format"]
-        module.layout_type = module.weight._layout_cls
+        held = _take(module, state_dict, prefix)
+        module.weight = torch.nn.Parameter(held, requires_grad=False)
+        module.quant_format, module.layout_type = declared["format"], held._layout_cls
         module._full_precision_mm_config = bool(declared.get("full_precision_matrix_mult", False))
         module._full_precision_mm = module._full_precision_mm or module._full_precision_mm_config
         super_load(state_dict, prefix, *rest)
@@ -109,7 +109,7 @@ def _declared(marker: Tensor | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Tensor:
+def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:
     """Take the tensors of the linear `module` out of `state_dict`, as a QuantizedTensor.
 
     Raises CheckpointError where they are not as docs/format.md says, or of another shape than the model's.

@@ -12,6 +12,7 @@ from ..qarvd.ops.backend import Backend, QuantizedActivation, Run, choose
 from ..qarvd.ops.codecs import Codec
 from ..qarvd.ops.split import ChannelSplit
 from ..qarvd.ops.weight import QuantizedWeight
+from .say import say_once
 
 
 class _Prepared(NamedTuple):
@@ -35,7 +36,10 @@ def prepared(codes: Tensor, scale: Tensor, zero: Tensor | None, outliers: Tensor
 
 def lay_out(codes: Tensor, weight: QuantizedWeight, backend: Backend | None = None) -> Run:
     """Have `backend`, or the fastest there is, run the linear whose codes are the tensor `codes`, from now on."""
-    run = (backend or choose(weight)).prepare(weight, None)
+    chosen = backend or choose(weight)
+    if backend is None and (caveat := chosen.caveat(weight)):
+        say_once(caveat)
+    run = chosen.prepare(weight, None)
     _PREPARED[codes] = _Prepared(run, _version(codes))
     return run
 

@@ -6,7 +6,7 @@ Needs comfy-kitchen: `layout.py` imports this where it is there.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from ..qarvd.quantize.outliers import published_split
 from ..qarvd.quantize.rounding.nearest import ROUND
 from ..qarvd.quantize.rounding.task import Task
 from . import prepared
+from .say import say_once
 
 
 class DualScaleLayout(QuantizedLayout):
@@ -98,16 +99,16 @@ class DualScaleLayout(QuantizedLayout):
         if like is None:
             weight = ROUND(Task(tensor, published_split(tensor), cls.CODEC))
             return weight.codes, cls.params_of(weight, tensor.dtype, tensor.device)
-        like, codec = like.to_device(tensor.device), cls.CODEC
-        old = grid_of(codec, like.scale, like.zero)
+        codec, near = cls.CODEC, cast(Any, like).to_device(tensor.device)
+        old = grid_of(codec, near.scale, near.zero)
         columns = tensor.float()
-        if like.order is not None:
-            columns = columns[:, like.order.long()]
-        codes, grid = requantize(columns, like.n_outlier, codec, old, stochastic_rounding)
+        if near.order is not None:
+            columns = columns[:, near.order.long()]
+        codes, grid = requantize(columns, near.n_outlier, codec, old, stochastic_rounding)
         zero = None if grid.zero is None else grid.zero.to(torch.int8)
-        guard = guard_of(grid.scale, like.n_outlier)
+        guard = guard_of(grid.scale, near.n_outlier)
         shape = tuple(tensor.shape)
-        params = replace(like, scale=grid.scale, zero=zero, guard=guard, orig_dtype=tensor.dtype, orig_shape=shape)
+        params = replace(near, scale=grid.scale, zero=zero, guard=guard, orig_dtype=tensor.dtype, orig_shape=shape)
         return codec.pack(codes.to(torch.int8)), params
 
     @classmethod
@@ -195,13 +196,18 @@ def multiply(x: Any, weight: Any, bias: Tensor | None) -> Tensor:
     x = dequantize_args(x)
     codes, params, layout = weight._qdata, weight._params, weight.layout_cls
     on_cpu = x.device.type == "cpu"
-    if not on_cpu and (x.numel() <= FEW_TOKENS * x.shape[-1] or device.refuses(x.device)):
+    reason = None if on_cpu else device.refuses(x.device)
+    if reason:
+        say_once(f"Quantized linears are dequantized at every call, which is slower than full precision: {reason}.")
+    if reason or (not on_cpu and x.numel() <= FEW_TOKENS * x.shape[-1]):
         full = layout.dequantize(codes, replace(params, orig_dtype=torch.float32))
         return F.linear(x, full.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    parts = library.quantize_activation(x, params.order, params.n_outlier, params.guard)
+    tokens, steps, sums = library.quantize_activation(x, params.order, params.n_outlier, params.guard)
     if on_cpu and type(codes) is Tensor and type(x) is Tensor and not torch.compiler.is_compiling():
         run = prepared.prepared(codes, params.scale, params.zero, params.outlier_idx, layout.CODEC)
-        return prepared.finish(run, QuantizedActivation(*parts, x.shape, x.dtype), bias)
+        return prepared.finish(run, QuantizedActivation(tokens, steps, sums, x.shape, x.dtype), bias)
     bits = layout.CODEC.bits
-    out = library.dual_scale_linear(*parts, codes, params.scale, params.zero, bias, params.n_outlier, bits, x.dtype)
+    out = library.dual_scale_linear(
+        tokens, steps, sums, codes, params.scale, params.zero, bias, params.n_outlier, bits, x.dtype
+    )
     return out.view(*x.shape[:-1], codes.shape[0])

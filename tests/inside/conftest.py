@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 Part = Callable[[str], ModuleType]
 """Gives a module of the pack by its place in it."""
@@ -68,6 +69,23 @@ def stored(part: Part) -> Callable[..., dict[str, torch.Tensor]]:
     return store
 
 
+@pytest.fixture
+def load(stored: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., Any]:
+    """A linear of ComfyUI's that holds a quantized weight."""
+
+    def make(weight: Any, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> Any:
+        import comfy.ops
+
+        out, channels = weight.shape
+        operations = comfy.ops.mixed_precision_ops({}, dtype)
+        linear = operations.Linear(channels, out, bias=bias is not None, device="cpu")
+        missing, extra = linear.load_state_dict(stored(weight, bias), strict=False)
+        assert not missing and not extra
+        return linear
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def demo_files(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The demo model quantized to so many bits, without data, as the library writes it."""
@@ -82,3 +100,32 @@ def demo_files(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return made[bits]
 
     return file
+
+
+@pytest.fixture
+def model_of(part: Part, demo_files: Callable[[int], Path]) -> Callable[[int], Any]:
+    """The demo as a MODEL: native where ComfyUI can hold our formats, else in the pack's own linears."""
+
+    def load(bits: int) -> Any:
+        path = part("qarvd.demo.bundle").MODEL if bits == 16 else demo_files(bits)
+        return part("nodes.host").patcher_of(part("qarvd.checkpoint.model").load(path))
+
+    return load
+
+
+@pytest.fixture
+def save_lora() -> Callable[..., str]:
+    """Write a LoRA to models/loras and give its name."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(tensors: dict[str, Any], name: str = "test.safetensors") -> str:
+        if name.endswith(".pt"):
+            torch.save(tensors, folder / name)
+        else:
+            save_file(tensors, folder / name)
+        return name
+
+    return save
