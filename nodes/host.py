@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.lora
@@ -104,9 +104,7 @@ def with_family(patcher: Any, family: str) -> Any:
     find_preset(family)
     known = about(patcher)
     clone = patcher.clone()
-    clone.set_attachments(
-        ATTACHMENT, About(family, *(() if known is None else (known.recipe, known.notes, known.dtypes)))
-    )
+    clone.set_attachments(ATTACHMENT, About(family) if known is None else replace(known, family=family))
     return clone
 
 
