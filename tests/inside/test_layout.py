@@ -105,7 +105,12 @@ def test_a_weight_made_and_overwritten_in_inference_mode_is_not_stale_either(
         assert torch.equal(a(tokens(4, 64)), b(tokens(4, 64)))
 
 
-def test_what_is_laid_out_for_a_weight_goes_with_it(make_weight: Callable[..., Any], load: Any, part: Part) -> None:
+@pytest.mark.parametrize("backend", ["CPU", "REFERENCE"])
+def test_what_is_laid_out_for_a_weight_goes_with_it(
+    make_weight: Callable[..., Any], load: Any, part: Part, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    found = getattr(part("qarvd.ops.cpu" if backend == "CPU" else "qarvd.ops.backend"), backend)
+    monkeypatch.setattr(part("nodes.prepared"), "choose", lambda weight: found)
     kept = part("nodes.prepared")._PREPARED
     gc.collect()
     before = len(kept)

@@ -89,6 +89,8 @@ def test_a_merged_lora_is_as_close_as_the_base_was_before_it(
         assert torch.equal(merged._params.outlier_idx, torch.tensor(weight.split.outliers))
         assert (merged._params.zero is None) == symmetric
         scale = merged._params.scale
+        steepest = (scale[:, 0] / scale[:, 1]).max().item()
+        assert merged._params.guard == OUTLIERS * 127 * 128 * steepest / 2**30
         assert (scale[:, 1] >= scale[:, 0] / 256).all() and (scale > 0).all()
         patched.unpatch_model(torch.device("cpu"))
 

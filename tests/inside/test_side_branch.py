@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from inside.loras import FFN, Q, V, beside, matrices, plain, run, tokens
+from torch import Tensor
 
 Part = Callable[[str], ModuleType]
 each_model = pytest.mark.parametrize("bits", [16, 8, 4])
@@ -108,7 +109,8 @@ def test_a_changed_strength_compiles_nothing_again(part: Part, model_of: Any, sa
     lora, x = save_lora(plain(model, FFN)), tokens(model, FFN)
     block = model.model.diffusion_model.blocks[0].ffn
     counter = CompileCounter()
-    compiled = torch.compile(block, backend=counter, fullgraph=bits == 16)
+    whole = bits == 16 or hasattr(block[0], "quant_format")  # the pack's own linears break graphs
+    compiled = torch.compile(block, backend=counter, fullgraph=whole)
     outputs, frames = [], 0
     with torch.no_grad():
         for strength in (1.0, 0.5, 0.25, -1.0):
@@ -119,6 +121,21 @@ def test_a_changed_strength_compiles_nothing_again(part: Part, model_of: Any, sa
                 frames = counter.frame_count
     assert frames and counter.frame_count == frames
     assert all(not torch.equal(a, b) for a, b in pairwise(outputs))
+
+
+@torch.inference_mode()
+def test_a_linear_with_a_branch_is_given_floats_and_codes_again_when_it_is_off(
+    part: Part, model_of: Any, save_lora: Any
+) -> None:
+    model = model_of(8)
+    attention = model.model.diffusion_model.blocks[0].self_attn
+    if not hasattr(attention.q, "share_input"):
+        pytest.skip("ComfyUI's own linears quantize their input each for itself")
+    x, group = tokens(model), (attention.q, attention.k, attention.v)
+    patched = beside(part, model, save_lora(plain(model, V)), 1.0)
+    for loaded, shares in ((model, True), (patched, False), (model, True)):
+        run(loaded, Q, x)
+        assert isinstance(attention.q.share_input(x, group), Tensor) != shares
 
 
 @torch.inference_mode()
