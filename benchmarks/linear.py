@@ -80,7 +80,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     exact = "exact" if sums_exactly() else "saturate"
     print(f"CPU capability {torch.backends.cpu.get_cpu_capability()}; oneDNN's sums of 8-bit products {exact}")
-    shapes = [(24, 96, 64, 32)] if args.smoke else [(1560, 1536, 1536, 64), (1560, 1536, 8960, 64)]
+    shapes = (
+        [(24, 96, 64, 32)] if args.smoke else [(1560, 1536, 1536, 64), (1560, 1536, 8960, 64), (1560, 8960, 1536, 64)]
+    )
     for tokens, channels, out, outliers in shapes:
         print(f"\n{tokens} tokens, {channels} -> {out}, {outliers} outlier channels")
         spent = race(contestants(tokens, channels, out, outliers), 1 if args.smoke else args.rounds)

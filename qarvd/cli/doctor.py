@@ -53,13 +53,15 @@ def _driver() -> str:
     try:
         major, minor = Driver().version
     except DeviceError as error:
-        return str(error)
+        return str(error) if torch.version.cuda else "none is needed: this torch is built without CUDA"
     return f"runs CUDA {major}.{minor} and earlier"
 
 
 def _nvrtc() -> str:
     found = nvrtc.open_first(nvrtc.installed())
-    return found if isinstance(found, str) else f"{found.version[0]}.{found.version[1]}, {found.path}"
+    if isinstance(found, str):
+        return f"{found}; only cards without prebuilt kernels need it"
+    return f"{found.version[0]}.{found.version[1]}, {found.path}"
 
 
 def _prebuilt() -> str:

@@ -131,3 +131,15 @@ def test_a_card_is_described_with_the_origin_of_its_kernels(
     said = capsys.readouterr().out
     assert "cuda:0: A card\nkernels: none: the driver is too old\n" in said
     assert "reference  exact      cuda: too old" in said
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(None, "none is needed"), ("12.8", "can't be loaded")])
+def test_a_driver_is_missed_only_by_a_torch_that_would_use_it(
+    cuda: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise DeviceError("The NVIDIA driver's library can't be loaded.")
+
+    monkeypatch.setattr(doctor, "Driver", missing)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert expected in doctor._driver()
