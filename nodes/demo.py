@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.latent_formats
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..qarvd.demo import bundle, pixels
 from ..qarvd.demo.motion import FRAME
-from ..qarvd.demo.prompts import parse
+from ..qarvd.demo.prompts import Prompt, parse
 from ..qarvd.errors import ShapeError
+
+
+def conditioning(prompt: Prompt) -> list[Any]:
+    """A CONDITIONING, padded as those of Wan's text encoder are: ComfyUI's own samplers pad nothing."""
+    text = bundle.embed([prompt])
+    return [[F.pad(text, (0, 0, 0, bundle.TEXT_LEN - text.shape[1])), {}]]
 
 
 class Decoder:
@@ -39,7 +45,7 @@ class Decoder:
         """RGB frames [frames, height, width, 3] -> latents [1, 16, frames, 8, 8]; other sizes are scaled."""
         grey = image[..., :3].float().mean(-1)  # [frames, height, width]
         if grey.shape[1:] != (FRAME, FRAME):
-            grey = torch.nn.functional.interpolate(grey[:, None], size=(FRAME, FRAME), mode="area")[:, 0]
+            grey = F.interpolate(grey[:, None], size=(FRAME, FRAME), mode="area")[:, 0]
         return self.latent_format.process_out(pixels.encode(grey[None]))
 
 
@@ -52,4 +58,4 @@ class Language:
 
     def encode_from_tokens_scheduled(self, tokens: str, **_: Any) -> list[Any]:
         """A conditioning. Raises PromptError, saying what the demo knows, for a text it does not understand."""
-        return [[bundle.embed([parse(tokens)]), {}]]
+        return conditioning(parse(tokens))

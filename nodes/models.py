@@ -125,5 +125,5 @@ class DemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, digit: str, direction: str, speed: str, start: str) -> io.NodeOutput:
         prompt = Prompt(int(digit), direction, speed, start)
-        text = bundle.embed([prompt])
-        return io.NodeOutput(host.patcher_of(load(bundle.MODEL)), [[text, {}]], demo.Decoder(), demo.Language())
+        model = host.patcher_of(load(bundle.MODEL))
+        return io.NodeOutput(model, demo.conditioning(prompt), demo.Decoder(), demo.Language())
