@@ -162,8 +162,8 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
     stored = patcher.model.diffusion_model.state_dict()
     if recipe is None and any(key.endswith(f".{MARKER}") for key in stored):
         raise CheckpointError(
-            "This MODEL came quantized from another loader. Load its file with Load AR Model, or, to quantize it, start "
-            "from the full-precision checkpoint."
+            "This MODEL came quantized from another loader. Load its file with Load AR Model, or, to quantize it, "
+            "start from the full-precision checkpoint."
         )
     tensors = {key: merged(patcher, key, value) for key, value in stored.items()}
     found = assemble(tensors, config.transformer_metadata(), name, recipe, notes)

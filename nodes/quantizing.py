@@ -22,8 +22,9 @@ from ..qarvd.quantize.model import LayerReport, linear_groups
 from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.tables import by_kind, text_table
 from . import host
-from .calibration import fitting_on, layer_data
+from .calibration import fitting_on
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
+from .outliers import layer_data
 from .progress import Progress
 from .say import say_once
 from .sockets import Recipe, Statistics, StoredCalibration

@@ -10,6 +10,8 @@ import comfy.model_management as management
 import torch
 from torch import Tensor
 
+from ..qarvd.demo.motion import FRAME
+from ..qarvd.demo.pixels import PATCH
 from ..qarvd.errors import DeviceError, SettingError, ShapeError
 from ..qarvd.stream.cache import KVCache
 from ..qarvd.stream.noise import NoiseSource, from_seeds
@@ -55,7 +57,25 @@ class Stage:
 def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Stage:
     """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's)."""
     name = host.family_of(patcher, family)
-    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == "demo")
+    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
+
+
+def latent_size(config: WanConfig, demo: bool, width: int, height: int) -> tuple[int, int]:
+    """Height and width of the latents of a video. Raises QarvdErrors for a size that the model cannot have."""
+    pixels = PATCH if demo else 8
+    if width % pixels or height % pixels:
+        raise SettingError(
+            f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels; choose multiples of "
+            f"{2 * pixels}."
+        )
+    size = height // pixels, width // pixels
+    frame_tokens(config, *size)
+    if demo and (width, height) != (FRAME, FRAME):
+        raise SettingError(
+            f"The demo model draws {FRAME} x {FRAME} pixels, but {width} x {height} were asked for; set width and "
+            f"height to {FRAME}."
+        )
+    return size
 
 
 def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:
