@@ -95,16 +95,29 @@ def cache_bytes(stage: Stage, cache: KVCache, batch: int, size: tuple[int, int],
     return int(tokens * per_token * (whole * wide + older * narrow))
 
 
-def make_room(bytes_needed: int, device: torch.device, patcher: Any) -> None:
-    """Free memory for a cache by unloading other models. Raises DeviceError where there is not enough."""
-    wanted = int(bytes_needed * RESERVE)
+def working_bytes(stage: Stage, batch: int, size: tuple[int, int]) -> int:
+    """About how many bytes a model call on one chunk takes beside weights and cache, as ComfyUI estimates it."""
+    return int(stage.base.memory_required([batch, stage.config.in_dim, stage.preset.chunk_frames, *size]))
+
+
+def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: int = 0) -> None:
+    """Free memory for a cache, and `working` bytes beside it, by unloading other models, then parts of this one.
+
+    Raises DeviceError where there is not enough.
+    """
+    wanted = int(bytes_needed * RESERVE) + working
     kept = [loaded for loaded in management.current_loaded_models if loaded.model is patcher]
     management.free_memory(wanted, device, keep_loaded=kept)
     free = management.get_free_memory(device)
+    if free < wanted and device != patcher.offload_device:
+        patcher.partially_unload(patcher.offload_device, wanted - free)
+        management.soft_empty_cache()
+        free = management.get_free_memory(device)
     if free < wanted:
         raise DeviceError(
-            f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free on "
-            f"{device}: choose a smaller window, an int8 or int4 cache, or a smaller video."
+            f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB and a step {working / 1e9:.2f} GB, but "
+            f"{free / 1e9:.2f} GB are free on {device}: choose a smaller window, an int8 or int4 cache, or a smaller "
+            "video."
         )
 
 

@@ -154,9 +154,9 @@ def run(
         before = given.shape[2]
     frames = chunks * chunk_frames
     cache = on.preset.cache(before + frames, codec)
-    needed = stage.cache_bytes(on, cache, batch, size, codec)
-    management.load_models_gpu([patcher], memory_required=needed)
-    stage.make_room(needed, on.device, patcher)
+    needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
+    management.load_models_gpu([patcher], memory_required=needed + working)
+    stage.make_room(needed, on.device, patcher, working)
     begun = None if given is None else on.to_model(given)
     draw = stage.seeded(on, seed, batch)
     noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
