@@ -41,7 +41,7 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Loaded]:
 
 
 def test_a_model_makes_room_for_its_own_cache(part: Part, on_a_card: Callable[[int, int], Loaded]) -> None:
-    model = on_a_card(taken=1000, free=400)
+    model = on_a_card(1000, 400)
     part("nodes.stage").make_room(1000, CARD, model, working=200)
     assert model.free >= 1300 and model.taken > 0
 
@@ -49,7 +49,7 @@ def test_a_model_makes_room_for_its_own_cache(part: Part, on_a_card: Callable[[i
 def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
     part: Part, on_a_card: Callable[[int, int], Loaded]
 ) -> None:
-    model = on_a_card(taken=1000, free=400)
+    model = on_a_card(1000, 400)
     with pytest.raises(part("qarvd.errors").DeviceError, match="choose a smaller window"):
         part("nodes.stage").make_room(2000, CARD, model)
 
