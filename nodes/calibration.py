@@ -161,7 +161,10 @@ def latent_size(demo: bool, width: int, height: int) -> tuple[int, int]:
     """Height and width of the latents of a video. Raises SettingError for a size that the model cannot have."""
     pixels = PATCH if demo else 8
     if width % pixels or height % pixels:
-        raise SettingError(f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels.")
+        raise SettingError(
+            f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels; choose multiples of "
+            f"{2 * pixels}."
+        )
     return height // pixels, width // pixels
 
 
