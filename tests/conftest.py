@@ -9,6 +9,7 @@ import pytest
 from harness import inside, newer
 from harness.client import Client
 from harness.install import PACK, ComfyUI, named
+from harness.models import write_models
 from harness.server import Server, serve
 
 
@@ -36,6 +37,12 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         if failed:
             pytest.fail("\n".join([f"ComfyUI says in {running.log}:", *failed]), pytrace=False)
         yield running
+
+
+@pytest.fixture(scope="session")
+def model_files(server: Server) -> None:
+    """What harness.models tells of, where ComfyUI looks for models."""
+    write_models(server.base / "models")
 
 
 @pytest.fixture

@@ -82,7 +82,9 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
     family = preset or ours.get("preset")
     if preset and ours.get("preset", preset) != preset:
-        raise CheckpointError(f"The file says it is of the family {ours['preset']!r}, but {preset!r} was asked for.")
+        raise CheckpointError(
+            f"The file says it is of the family {ours['preset']!r}, but {preset!r} was asked for: name none, or that."
+        )
     return assemble(tensors, transformer, None if family is None else str(family), recipe, notes)
 
 
@@ -104,7 +106,8 @@ def assemble(
     if family is None or transformer.get("causal_ar") is False:
         raise CheckpointError(
             "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
-            f"model looks the same. If it is autoregressive, name its family (--preset): {', '.join(PRESETS)}."
+            "model looks the same. If it is autoregressive, name its family (--preset; on a node, family): "
+            f"{', '.join(PRESETS)}."
         )
     find_preset(family)
     with torch.device("meta"):

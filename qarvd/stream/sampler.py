@@ -64,7 +64,10 @@ def frame_tokens(config: WanConfig, height: int, width: int) -> int:
     """Tokens of a latent frame. Raises ShapeError where it does not divide into patches."""
     _, rows, columns = config.patch_size
     if height % rows or width % columns:
-        raise ShapeError(f"Latents of {height}x{width} do not divide into patches of {rows}x{columns}.")
+        raise ShapeError(
+            f"Latents of {height}x{width} do not divide into patches of {rows}x{columns}; their height and width must "
+            f"be multiples of {rows} and {columns} (with Wan's VAE, of {8 * rows} and {8 * columns} pixels)."
+        )
     return height * width // (rows * columns)
 
 

@@ -34,6 +34,29 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     return prompt
 
 
+Nodes = dict[str, tuple[str, dict[str, Any]]]
+"""By an id of one's choice: a node's type, and the inputs that are not left as they are."""
+
+
+def prompt_of(nodes: Nodes, object_info: dict[str, Any]) -> Prompt:
+    """A prompt that no page has seen."""
+    return {
+        id: {"class_type": kind, "inputs": widget_values({}, object_info[kind]) | inputs}
+        for id, (kind, inputs) in nodes.items()
+    }
+
+
+def numbers(prompt: Prompt, kind: str) -> list[str]:
+    """Ids of the nodes of one type, in the order of the prompt."""
+    return [id for id, node in prompt.items() if node["class_type"] == kind]
+
+
+def number(prompt: Prompt, kind: str) -> str:
+    """Id of the only node of its type."""
+    (id,) = numbers(prompt, kind)
+    return id
+
+
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """By name, the values that the page saves by position, with defaults for widgets newer than the workflow."""
     saved = list(node.get("widgets_values") or [])

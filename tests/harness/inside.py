@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -49,11 +50,12 @@ def comfyui_or_fail() -> ComfyUI:
 
 @dataclass(frozen=True)
 class Case:
-    """How one test ended in there: "passed", "skipped" or "failed", and what it said."""
+    """How one test ended in there: "passed", "skipped" or "failed", why, and what it printed."""
 
     name: str  # with its parameters in brackets; empty for the whole file
     outcome: str
     text: str
+    printed: str = ""
 
 
 class InsideFile(pytest.File):
@@ -81,6 +83,7 @@ class InsideItem(pytest.Item):
     def runtest(self) -> None:
         assert isinstance(self.parent, InsideFile)
         mine = [case for case in self.parent.cases if case.name.split("[")[0] in (self.name, "")]
+        print(*(case.printed for case in mine if case.printed), sep="\n", end="")
         failed = [f"{case.name}\n{case.text}" for case in mine if case.outcome == "failed"]
         if failed or not mine:
             pytest.fail("\n\n".join(failed) or f"{self.name} did not run in ComfyUI's Python", pytrace=False)
@@ -98,7 +101,7 @@ def run(tests: Iterable[str], comfyui: ComfyUI, folders: Iterable[Path] = ()) ->
         command = [str(comfyui.python), "-m", "pytest", "-p", "harness.within", f"--junitxml={report}", "-q"]
         # None of this repository's settings or conftest files: they are for the Python that runs the suite.
         command += ["-c", os.devnull, f"--rootdir={scratch}", f"--confcutdir={FOLDER}", "--import-mode=importlib"]
-        command += ["-p", "no:cacheprovider", *tests]
+        command += ["-o", "junit_logging=system-out", "-p", "no:cacheprovider", *tests]
         path = [str(comfyui.folder), *map(str, folders), str(FOLDER.parent)]
         settings = os.environ | {"PYTHONPATH": os.pathsep.join(path), "QARVD_TEST_BASE": scratch}
         done = subprocess.run(
@@ -115,9 +118,10 @@ def _case(entry: ElementTree.Element) -> Case:
     name = entry.get("name", "")
     if not name.split("[")[0].isidentifier():
         name = ""
+    printed = re.sub(r"^-+ Captured Out -+\n?", "", entry.findtext("system-out") or "", flags=re.MULTILINE).strip()
     for tag, outcome in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
         found = entry.find(tag)
         if found is not None:
             text = found.get("message", "") if outcome == "skipped" else found.text or found.get("message", "")
-            return Case(name, outcome, text)
-    return Case(name, "passed", "")
+            return Case(name, outcome, text, printed)
+    return Case(name, "passed", "", printed)

@@ -18,6 +18,7 @@ def test_comfy():
     import folder_paths
     from comfy.model_management import get_torch_device
     assert get_torch_device().type == "cpu"
+    print("on a CPU")
 
 @pytest.mark.skip(reason="not today")
 def test_skipped():
@@ -38,7 +39,7 @@ def test_each_outcome_is_told_with_its_reason(comfyui: ComfyUI, tmp_path: Path) 
     assert [case.name for case in (half_1, half_2)] == ["test_half[1]", "test_half[2]"]
     assert [case.outcome for case in (half_1, half_2)] == ["passed", "failed"]
     assert "assert 2 == 1" in half_2.text
-    assert comfy == inside.Case("test_comfy", "passed", "")
+    assert comfy == inside.Case("test_comfy", "passed", "", "on a CPU")
     assert skipped == inside.Case("test_skipped", "skipped", "not today")
     assert broken.outcome == "failed"
     assert "the fixture is broken" in broken.text

@@ -1,0 +1,28 @@
+"""What tests of the pack in ComfyUI share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness.client import Client
+from harness.server import Server
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, Any]:
+    """What ComfyUI tells the page of every node."""
+    return server.request("/object_info")
+
+
+@pytest.fixture(scope="session")
+def ours(object_info: dict[str, Any]) -> dict[str, Any]:
+    """What it tells of the pack's nodes."""
+    return {kind: told for kind, told in object_info.items() if kind.startswith("Qarvd")}
+
+
+@pytest.fixture(scope="module")
+def shared_comfy(server: Server) -> Any:
+    """A client for what is run once, for several tests of a file."""
+    with Client(server) as client:
+        yield client
