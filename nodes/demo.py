@@ -37,6 +37,13 @@ class Decoder:
         grey = pixels.decode(self.latent_format.process_in(samples.float()))
         return grey.unsqueeze(-1).repeat(1, 1, 1, 1, 3)
 
+    def temporal_compression_decode(self) -> None:
+        """As of ComfyUI's VAEs of images, for nodes that ask before they tile: a frame for each latent frame."""
+
+    def spacial_compression_decode(self) -> int:
+        """Pixels along a latent's side."""
+        return pixels.PATCH
+
     def decode_tiled(self, samples: Tensor, **_: Any) -> Tensor:
         """The same: there is nothing to tile."""
         return self.decode(samples)

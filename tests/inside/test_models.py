@@ -193,6 +193,15 @@ def test_a_start_image_is_the_first_frame(
     assert (frames[0] - image[0]).abs().max() < 0.02
 
 
+def test_the_decoder_serves_the_node_that_decodes_in_tiles(part: Part) -> None:
+    import nodes
+
+    decoder = part("nodes.demo").Decoder()
+    latents = decoder.encode(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    (frames,) = nodes.VAEDecodeTiled().decode(decoder, {"samples": latents}, 64)
+    assert torch.equal(frames, decoder.decode(latents)[0])
+
+
 def test_the_decoder_undoes_the_encoder(part: Part) -> None:
     decoder = part("nodes.demo").Decoder()
     image = torch.rand(2, 32, 32, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, -1, 3)
