@@ -50,6 +50,7 @@ class Quantize(io.ComfyNode):
                 "Quantizes a model's linears with a scale of their own for outlier channels. The MODEL that comes in "
                 "stays as it is. The result is kept in output/qarvd/quantized and found again after a restart."
             ),
+            is_output_node=True,  # so that a new page is told of a result that ComfyUI has cached
             inputs=[
                 io.Model.Input("model", tooltip="In full precision; a LoRA on it is merged."),
                 Recipe.Input("recipe", tooltip="Of Recipe, or of Bit Budget."),

@@ -39,9 +39,16 @@ function nodeOf(id) {
   return node;
 }
 
+/** Have the page save its draft, with what panels got: after a run it would wait for the next click. */
+function keep() {
+  app.canvas?.emitBeforeChange?.();
+  app.canvas?.emitAfterChange?.();
+}
+
 function ended(whole) {
   return ({ detail }) => {
     for (const node of nodesOf(app.rootGraph ?? app.graph)) views.get(node)?.ended?.(detail?.prompt_id ?? null, whole);
+    keep();
   };
 }
 
