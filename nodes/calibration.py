@@ -13,11 +13,10 @@ import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
-from ..qarvd import __version__
 from ..qarvd.calibrate.calibration import Calibration
 from ..qarvd.calibrate.reach import REACHES
 from ..qarvd.calibrate.weights import FrameWeights
-from ..qarvd.checkpoint.calibration import load_calibration, save_calibration
+from ..qarvd.checkpoint.calibration import FORMAT, load_calibration, save_calibration
 from ..qarvd.checkpoint.model import Model, checksum
 from ..qarvd.errors import PromptError, SettingError
 from ..qarvd.jobs.calibrate import SEED, calibrate, identity
@@ -131,7 +130,7 @@ class Calibrate(io.ComfyNode):
                 "reach": reach,
                 "minutes": budget_minutes,
                 "recipe": json.loads(measured_by(recipe or RECIPES["w4a8"]).to_json()),
-                "qarvd": __version__,
+                "format": FORMAT,
             }
             path = kept_at("statistics", about)
             calibration = recalled(path, load_calibration)

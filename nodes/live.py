@@ -88,7 +88,7 @@ class Live:
     def result(self) -> dict[str, Any]:
         """What the panel keeps: figures, and an animation in ComfyUI's temporary folder."""
         told = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
-        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.rate, 8 if self.demo else 4)}]}
+        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.rate)}]}
 
 
 def pixel_frames(latent_frames: int, demo: bool) -> int:
@@ -96,13 +96,12 @@ def pixel_frames(latent_frames: int, demo: bool) -> int:
     return latent_frames if demo else max(0, 1 + 4 * (latent_frames - 1))
 
 
-def animation(frames: Sequence[Tensor], rate: float, scale: int) -> dict[str, str]:
-    """Write frames [height, width, 3], enlarged, as an animated picture into ComfyUI's temporary folder."""
+def animation(frames: Sequence[Tensor], rate: float) -> dict[str, str]:
+    """Write frames [height, width, 3] as an animated picture into ComfyUI's temporary folder."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"qarvd_{token_hex(6)}.webp"
     pictures = [Image.fromarray(to_bytes(frame).numpy()) for frame in frames]
-    pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
     first, *others = pictures
     first.save(folder / name, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, quality=80)
     return {"filename": name, "subfolder": "", "type": "temp"}

@@ -17,8 +17,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from workflow_graphs import FILES, WORKFLOWS, Node, Out
 
+from qarvd import __version__
+
 FOLDER = Path(__file__).parents[1] / "workflows"
-VERSION = "0.1.0"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -66,7 +67,7 @@ def built(name: str, nodes: Mapping[str, Node], specs: Mapping[str, Any]) -> dic
         ours = node.kind.startswith("Qarvd")
         properties: dict[str, Any] = {"Node name for S&R": node.kind}
         if node.kind != "MarkdownNote":
-            properties |= {"cnr_id": "qarvd" if ours else "comfy-core", "ver": VERSION if ours else "0.3.75"}
+            properties |= {"cnr_id": "qarvd" if ours else "comfy-core", "ver": __version__ if ours else "0.3.75"}
         files = [value for value in node.inputs.values() if isinstance(value, str) and value in FILES]
         if files:
             properties["models"] = [
