@@ -20,6 +20,9 @@ from .weight import QuantizedWeight
 EXACT_COLUMNS = 1040
 """Products of two 8-bit codes that float32 sums without rounding: 1040 * 127 * 127 < 2^24."""
 
+SMALL = 2**17
+"""Weights below this are multiplied faster than tokens are quantized, unless there are about a thousand."""
+
 Product = Callable[[Tensor], Tensor]
 """Codes int8 [M, K] -> float32 [M, N], the integer product times the weight's scale."""
 
@@ -45,9 +48,11 @@ def _trouble() -> str | None:
 
 
 def _caveat(weight: QuantizedWeight) -> str | None:
-    if weight.codec.bits < 8 or sums_exactly():
-        return None
-    return "This processor lacks 8-bit dot products (VNNI): 8-bit weights run at about 0.6 of full-precision speed."
+    if weight.codec.bits == 8 and not sums_exactly():
+        return "This processor lacks 8-bit dot products (VNNI): 8-bit weights run at about 0.6 of full-precision speed."
+    if weight.shape[0] * weight.shape[1] < SMALL:
+        return "Some linears are so small that full precision is faster on a CPU, unless many clips run at once."
+    return None
 
 
 def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:
