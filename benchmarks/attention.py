@@ -191,6 +191,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8, help="whose caches are measured; 30 of the 1.3B take 6 GB")
     parser.add_argument("--cache-only", action="store_true", help="measure the caches and nothing else")
     args = parser.parse_args()
+    if min(args.threads, args.rounds, args.heads, args.tokens, args.layers) < 1:
+        parser.error("--threads, --rounds, --heads, --tokens and --layers must be at least 1")
+    if args.frames <= 2 * Shape.chunk:
+        parser.error(f"--frames must be more than {2 * Shape.chunk}, which sink and newest chunk take")
     torch.set_num_threads(args.threads)
     shape = SMOKE if args.smoke else Shape(args.frames, tokens=args.tokens, heads=args.heads)
     print(f"CPU capability {torch.backends.cpu.get_cpu_capability()}; {args.threads} threads")

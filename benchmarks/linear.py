@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if min(args.threads, args.rounds) < 1:
+        parser.error("--threads and --rounds must be at least 1")
     torch.set_num_threads(args.threads)
     exact = "exact" if sums_exactly() else "saturate"
     print(f"CPU capability {torch.backends.cpu.get_cpu_capability()}; oneDNN's sums of 8-bit products {exact}")

@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the same; it takes no time")
     parser.add_argument("--record", type=Path, default=RECORD, help="what `sass.py --json` wrote")
     args = parser.parse_args()
+    if not args.record.is_file():
+        parser.error(f"there is no {args.record}; `python benchmarks/sass.py --json {args.record}` writes it")
     if _record(args.record)["source"] != source.read().hash:
         print(
             "The kernels changed after their machine code was counted: run `python benchmarks/sass.py --json FILE`.\n"

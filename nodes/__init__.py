@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import calibration, compare, layout, lora, models, prompts, quantizing, recipes, sampler, schedules, streaming
+from . import (
+    calibration,
+    compare,
+    layout,
+    lora,
+    models,
+    outliers,
+    prompts,
+    quantizing,
+    recipes,
+    sampler,
+    schedules,
+    streaming,
+)
 from .say import say_once
 
 NODES: list[type[io.ComfyNode]] = [
@@ -13,7 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     prompts.EncodePrompts,
     calibration.Calibrate,
     calibration.FrameSensitivity,
-    calibration.DetectOutliers,
+    outliers.DetectOutliers,
     recipes.MakeRecipe,
     recipes.BitBudget,
     quantizing.Quantize,

@@ -1,10 +1,11 @@
-"""Nodes that measure a model: what calibration records, which chunks matter, which channels are outliers."""
+"""Nodes that measure a model: what calibration records, and which chunks matter."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,18 @@ from ..qarvd.calibrate.reach import REACHES
 from ..qarvd.calibrate.weights import FrameWeights
 from ..qarvd.checkpoint.calibration import load_calibration, save_calibration
 from ..qarvd.checkpoint.model import Model, checksum
-from ..qarvd.demo.pixels import PATCH
 from ..qarvd.errors import PromptError, SettingError
 from ..qarvd.jobs.calibrate import SEED, calibrate, identity
 from ..qarvd.jobs.work import Work
-from ..qarvd.ops.split import ALIGNMENT
-from ..qarvd.quantize.model import linear_groups, linear_of
-from ..qarvd.quantize.outliers import column_norms, detect
 from ..qarvd.recipe import RECIPES
 from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.chunks import Sensitivity
-from ..qarvd.report.layers import place, shared_name
-from ..qarvd.stream.sampler import frame_tokens
 from ..qarvd.wan.forward import pad_text
 from . import host
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
+from .stage import latent_size
 from .store import kept_at, recalled
 
 
@@ -123,8 +119,7 @@ class Calibrate(io.ComfyNode):
     ) -> io.NodeOutput:
         with torch.inference_mode(False):
             found = host.library_model(model, family)
-            size = latent_size(found.preset_name == "demo", width, height)
-            frame_tokens(found.config, *size)
+            size = latent_size(found.config, found.preset_name == host.DEMO, width, height)
             frames = chunks * found.preset.chunk_frames
             embeddings = checked(found, prompts)
             about = {
@@ -135,7 +130,7 @@ class Calibrate(io.ComfyNode):
                 "frames": frames,
                 "reach": reach,
                 "minutes": budget_minutes,
-                "recipe": json.loads((recipe or RECIPES["w4a8"]).without_data().to_json()),
+                "recipe": json.loads(measured_by(recipe or RECIPES["w4a8"]).to_json()),
                 "qarvd": __version__,
             }
             path = kept_at("statistics", about)
@@ -143,6 +138,11 @@ class Calibrate(io.ComfyNode):
             if calibration is None:
                 calibration = measure(found, embeddings, size, frames, recipe, reach, budget_minutes, path, about)
         return io.NodeOutput(StoredCalibration(calibration, path), str(path))
+
+
+def measured_by(recipe: Choices) -> Choices:
+    """What of a recipe a calibration depends on: bits, and what is measured."""
+    return replace(recipe.without_data(), frame_weights=recipe.frame_weights, call_weights=recipe.call_weights)
 
 
 def checked(model: Model, prompts: PromptList) -> torch.Tensor:
@@ -155,17 +155,6 @@ def checked(model: Model, prompts: PromptList) -> torch.Tensor:
         )
     pad_text(model.config, embeddings[:1])
     return embeddings
-
-
-def latent_size(demo: bool, width: int, height: int) -> tuple[int, int]:
-    """Height and width of the latents of a video. Raises SettingError for a size that the model cannot have."""
-    pixels = PATCH if demo else 8
-    if width % pixels or height % pixels:
-        raise SettingError(
-            f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels; choose multiples of "
-            f"{2 * pixels}."
-        )
-    return height // pixels, width // pixels
 
 
 def measure(
@@ -269,57 +258,4 @@ def sensitivity_data(found: FrameWeights, calibration: Calibration) -> dict[str,
         "qarvd_sensitivity": [
             {**{name: list(getattr(told, name)) for name in names}, "prompts": told.prompts, "rate": told.rate}
         ]
-    }
-
-
-class DetectOutliers(io.ComfyNode):
-    """Which input channels have weights far above the others'."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="QarvdDetectOutliers",
-            display_name="Detect Outliers",
-            category=CATEGORY,
-            description=(
-                "Runs the detector of Q-ARVD on every layer's weights and maps how many outlier channels each has, by "
-                "layer type and depth. Dual-Scale Quantize does not need it."
-            ),
-            is_output_node=True,
-            inputs=[
-                io.Model.Input("model", tooltip="In full precision."),
-                io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
-            ],
-            outputs=[
-                io.String.Output(display_name="splits", tooltip="The outlier channels of every layer, as JSON."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, model: Any, family: str) -> io.NodeOutput:
-        with torch.inference_mode(False):
-            found = host.library_model(model, family)
-            identity(found)  # refuses a quantized one
-            splits, layers = {}, []
-            groups = list(linear_groups(found.config.num_layers))
-            bar = Progress(len(groups))
-            for names in groups:
-                norms = column_norms(*(linear_of(found.tree, name).weight for name in names))
-                channels = detect(norms, most=len(norms) // (2 * ALIGNMENT) * ALIGNMENT).channels
-                splits[shared_name(names)] = list(channels)
-                layers.append(layer_data(names, len(norms), len(channels)))
-                bar.advance()
-        return io.NodeOutput(json.dumps(splits), ui={"qarvd_outliers": [{"layers": layers}]})
-
-
-def layer_data(names: tuple[str, ...], channels: int, count: int) -> dict[str, Any]:
-    """A cell of the outlier map: linears `names`, which share an input."""
-    kinds, depths = zip(*map(place, names), strict=True)
-    depth = int(depths[0]) if depths[0].isdecimal() else None
-    return {
-        "name": shared_name(names),
-        "type": shared_name(kinds),
-        "depth": depth,
-        "channels": channels,
-        "count": count,
     }

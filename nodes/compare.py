@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..qarvd.report.similarity import check_alike, frame_errors, psnr, ssim
 from .models import CATEGORY
+from .progress import Progress
 
 
 class CompareVideos(io.ComfyNode):
@@ -54,7 +55,7 @@ class CompareVideos(io.ComfyNode):
     def execute(cls, reference: Tensor, other: Tensor, chunk_frames: int, first_chunk_frames: int) -> io.NodeOutput:
         check_alike(reference, other)
         errors = frame_errors(reference, other)
-        alike = ssim(reference, other)
+        alike = ssim(reference, other, Progress(len(reference)).advance)
         ratios = [None if math.isinf(value) else value for value in psnr(errors).tolist()]
         first = first_chunk_frames or chunk_frames
         drift = [part.mean().item() for part in (errors[:first], *errors[first:].split(chunk_frames)) if len(part)]

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.latent_formats
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..qarvd.demo import bundle, pixels
 from ..qarvd.demo.motion import FRAME
-from ..qarvd.demo.prompts import parse
+from ..qarvd.demo.prompts import Prompt, parse
 from ..qarvd.errors import ShapeError
+
+
+def conditioning(prompt: Prompt) -> list[Any]:
+    """A CONDITIONING, padded as those of Wan's text encoder are: ComfyUI's own samplers pad nothing."""
+    text = bundle.embed([prompt])
+    return [[F.pad(text, (0, 0, 0, bundle.TEXT_LEN - text.shape[1])), {}]]
 
 
 class Decoder:
@@ -31,6 +37,13 @@ class Decoder:
         grey = pixels.decode(self.latent_format.process_in(samples.float()))
         return grey.unsqueeze(-1).repeat(1, 1, 1, 1, 3)
 
+    def temporal_compression_decode(self) -> None:
+        """As of ComfyUI's VAEs of images, for nodes that ask before they tile: a frame for each latent frame."""
+
+    def spacial_compression_decode(self) -> int:
+        """Pixels along a latent's side."""
+        return pixels.PATCH
+
     def decode_tiled(self, samples: Tensor, **_: Any) -> Tensor:
         """The same: there is nothing to tile."""
         return self.decode(samples)
@@ -39,7 +52,7 @@ class Decoder:
         """RGB frames [frames, height, width, 3] -> latents [1, 16, frames, 8, 8]; other sizes are scaled."""
         grey = image[..., :3].float().mean(-1)  # [frames, height, width]
         if grey.shape[1:] != (FRAME, FRAME):
-            grey = torch.nn.functional.interpolate(grey[:, None], size=(FRAME, FRAME), mode="area")[:, 0]
+            grey = F.interpolate(grey[:, None], size=(FRAME, FRAME), mode="area")[:, 0]
         return self.latent_format.process_out(pixels.encode(grey[None]))
 
 
@@ -52,4 +65,4 @@ class Language:
 
     def encode_from_tokens_scheduled(self, tokens: str, **_: Any) -> list[Any]:
         """A conditioning. Raises PromptError, saying what the demo knows, for a text it does not understand."""
-        return [[bundle.embed([parse(tokens)]), {}]]
+        return conditioning(parse(tokens))

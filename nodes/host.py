@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..qarvd.checkpoint.model import Model, assemble, state_tensors
+from ..qarvd.checkpoint.quantized import MARKER
 from ..qarvd.errors import CheckpointError, SettingError
 from ..qarvd.recipe import Recipe
 from ..qarvd.stream.presets import PRESETS, find_preset
@@ -154,23 +155,38 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
             "branch off, or use a LoRA loader that merges."
         )
     known = about(patcher)
-    tensors = {key: merged(patcher, key, value) for key, value in patcher.model.diffusion_model.state_dict().items()}
-    if known is not None and known.recipe is not None and patcher.patches:
-        raise SettingError("This quantized MODEL carries a LoRA; take it off first, or merge it before quantizing.")
-    if known is None and any(key.endswith(".comfy_quant") for key in tensors):
-        raise CheckpointError("This MODEL is already quantized; start from the full-precision checkpoint.")
     recipe, notes, dtypes = (None, {}, {}) if known is None else (known.recipe, known.notes, known.dtypes)
+    if recipe is not None and patcher.patches:
+        raise SettingError("This quantized MODEL carries a LoRA; take it off first, or merge it before quantizing.")
+    take_back(patcher)
+    stored = patcher.model.diffusion_model.state_dict()
+    if recipe is None and any(key.endswith(f".{MARKER}") for key in stored):
+        raise CheckpointError(
+            "This MODEL came quantized from another loader. Load its file with Load AR Model, or, to quantize it, "
+            "start from the full-precision checkpoint."
+        )
+    tensors = {key: merged(patcher, key, value) for key, value in stored.items()}
     found = assemble(tensors, config.transformer_metadata(), name, recipe, notes)
     held = {key: dtypes.get(key, dtype) for key, dtype in found.dtypes.items()}
     return Model(found.tree, found.config, found.preset_name, held, recipe, notes)
 
 
+def take_back(patcher: Any) -> None:
+    """Have ComfyUI unload a MODEL and its clones, which puts back every weight that a run had patched in place."""
+    with torch.inference_mode():  # in which ComfyUI patched them
+        for loaded in list(management.current_loaded_models):
+            if loaded.model is not None and patcher.is_clone(loaded.model):
+                loaded.model_unload()
+                management.current_loaded_models.remove(loaded)
+
+
 def merged(patcher: Any, key: str, weight: Tensor) -> Tensor:
-    """A weight as a copy that no one else sees, with the MODEL's patches added; integers are shared."""
-    patches, backup = patcher.patches.get(f"{PREFIX}{key}"), patcher.backup.get(f"{PREFIX}{key}")
-    weight = weight if backup is None else backup.weight  # an earlier run may have left patches merged
-    if patches and weight.is_floating_point():
+    """A weight as a copy in main memory that no one else sees, with the MODEL's patches added; integers are shared."""
+    if not weight.is_floating_point():
+        return weight.detach()
+    patches = patcher.patches.get(f"{PREFIX}{key}")
+    if patches:
         wide = weight.to(torch.float32, copy=True)
-        return comfy.lora.calculate_weight(patches, wide, f"{PREFIX}{key}").to(weight.dtype)
+        return comfy.lora.calculate_weight(patches, wide, f"{PREFIX}{key}").to("cpu", weight.dtype)
     # Nodes run in inference mode, whose tensors no gradient can pass; a copy made outside of it is an ordinary one.
-    return weight.detach().clone() if weight.is_floating_point() else weight.detach()
+    return weight.detach().to("cpu", copy=True)

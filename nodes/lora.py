@@ -61,9 +61,9 @@ class SideBranch(io.ComfyNode):
         return io.NodeOutput(with_branches(model, read_lora(Path(path), model), strength))
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> str:
-        """A file that was written again is another one."""
-        path = folder_paths.get_full_path(FOLDER, lora_name)
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
+        """A file that was written again is another one; a name that comes through a link is not known here."""
+        path = folder_paths.get_full_path(FOLDER, lora_name) if lora_name else None
         return "" if path is None else f"{Path(path).stat().st_mtime_ns}"
 
 

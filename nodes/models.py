@@ -83,9 +83,9 @@ class LoadModel(io.ComfyNode):
         return io.NodeOutput(host.patcher_of(found))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
-        """A file that was written again is another one."""
-        path = folder_paths.get_full_path(FOLDER, file)
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
+        """A file that was written again is another one; a name that comes through a link is not known here."""
+        path = folder_paths.get_full_path(FOLDER, file) if file else None
         return "" if path is None else f"{Path(path).stat().st_mtime_ns}"
 
 
@@ -125,5 +125,5 @@ class DemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, digit: str, direction: str, speed: str, start: str) -> io.NodeOutput:
         prompt = Prompt(int(digit), direction, speed, start)
-        text = bundle.embed([prompt])
-        return io.NodeOutput(host.patcher_of(load(bundle.MODEL)), [[text, {}]], demo.Decoder(), demo.Language())
+        model = host.patcher_of(load(bundle.MODEL))
+        return io.NodeOutput(model, demo.conditioning(prompt), demo.Decoder(), demo.Language())

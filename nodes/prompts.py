@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
@@ -55,8 +57,8 @@ class EncodePrompts(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "One prompt a line, or the path of a .txt file of them. Read only where the source is "
-                        f"{WRITTEN!r}. At least {LEAST}; 24 or more do much better."
+                        "One prompt a line, or the name of a .txt file of them in ComfyUI's input folder. Read only "
+                        f"where the source is {WRITTEN!r}. At least {LEAST}; 24 or more do much better."
                     ),
                 ),
                 io.Int.Input(
@@ -88,17 +90,24 @@ class EncodePrompts(io.ComfyNode):
                 save_file({"text_embeds": embeddings}, temporary, {"prompts": "\n".join(lines)})
         return io.NodeOutput(PromptList(embeddings, path), str(path))
 
+    @classmethod
+    def fingerprint_inputs(cls, source: str | None = None, text: str | None = None, **_: Any) -> str:
+        """A text file that was written again holds other prompts; what comes through a link is not known here."""
+        path = text_file(text) if source == WRITTEN and text else None
+        return f"{path.stat().st_mtime_ns}" if path is not None and path.is_file() else ""
+
 
 def listed(clip: Any, source: str, text: str) -> list[str]:
     """The prompts that are asked for. Raises PromptError for too few."""
     if source == SHIPPED:
         is_demo = isinstance(clip, demo.Language)
         return [str(prompt) for prompt in split_prompts()[0][:64]] if is_demo else shipped_prompts()
-    content = text.strip()
-    if "\n" not in content and content.endswith(".txt"):
-        path = Path(content).expanduser()
+    content, path = text.strip(), text_file(text)
+    if path is not None:
         if not path.is_file():
-            raise PromptError(f"There is no text file {path}; give its whole path, or write the prompts into the node.")
+            raise PromptError(
+                f"There is no text file {path}; put it there and give its name, or write the prompts into the node."
+            )
         try:
             content = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
@@ -110,6 +119,22 @@ def listed(clip: Any, source: str, text: str) -> list[str]:
             "different kinds do much better."
         )
     return lines
+
+
+def text_file(text: str) -> Path | None:
+    """The file of ComfyUI's input folder that a text names, or None for a text that is prompts.
+
+    Raises PromptError for a file elsewhere: a stranger's workflow shall not read what it likes, on this or, by a name
+    such as \\\\server\\share, on another machine. So nothing is looked up before that is known.
+    """
+    name = text.strip()
+    if "\n" in name or not name.lower().endswith(".txt"):
+        return None
+    folder = os.path.abspath(folder_paths.get_input_directory())
+    path = Path(os.path.abspath(os.path.join(folder, name)))
+    if not path.is_relative_to(folder):
+        raise PromptError(f"Prompts are read from ComfyUI's input folder only; put {path.name} into {folder}.")
+    return path
 
 
 def encode(clip: Any, line: str, number: int) -> Tensor:

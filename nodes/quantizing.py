@@ -22,8 +22,9 @@ from ..qarvd.quantize.model import LayerReport, linear_groups
 from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.tables import by_kind, text_table
 from . import host
-from .calibration import fitting_on, layer_data
+from .calibration import fitting_on
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
+from .outliers import layer_data
 from .progress import Progress
 from .say import say_once
 from .sockets import Recipe, Statistics, StoredCalibration
@@ -31,6 +32,9 @@ from .store import kept_at, recalled
 
 OURS = "qarvd (dual scale, this pack loads it)"
 STOCK = "int8_tensorwise (ComfyUI loads it without this pack)"
+
+DEVICES = ("CON", "PRN", "AUX", "NUL", "COM", "LPT")
+"""What Windows takes for a device, whatever ending follows; COM and LPT with a number."""
 
 
 class Quantize(io.ComfyNode):
@@ -176,7 +180,8 @@ class SaveModel(io.ComfyNode):
 def free_name(folder: Path, name: str) -> Path:
     """A path in `folder` that is not taken. Raises SettingError for a name that leads elsewhere."""
     stem = name.strip().removesuffix(".safetensors")
-    if not stem or any(character in stem for character in '/\\:*?"<>|') or stem.startswith("."):
+    device = stem.split(".")[0].upper().rstrip("0123456789 ") in DEVICES
+    if not stem.isprintable() or set(stem) & set('/\\:*?"<>|') or stem[:1] in ("", ".") or device:
         raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")
     candidates = [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]
     for path in candidates:

@@ -137,8 +137,10 @@ def sample(
         x[:, :, span.start : span.stop].to(on.dtype) for span in spans(total - before, on.preset.chunk_frames, before)
     ]
     cache = on.preset.cache(total, codec)
-    stage.make_room(stage.cache_bytes(on, cache, batch, size, codec), on.device, patcher)
-    fresh = stage.seeded(on, (extra_args or {}).get("seed") or 0, batch)
+    needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
+    stage.make_room(needed, on.device, patcher, working)
+    # ComfyUI drew `x` from the seed itself; the same numbers again between steps would not be fresh noise.
+    fresh = stage.seeded(on, ((extra_args or {}).get("seed") or 0) + 1, batch)
     text = stage.text_of(guider.conds["positive"], batch)
     live = Live(node, on.demo, len(parts), before)
     bar = Progress(stage.calls(chosen, len(parts), 0 if begun is None else -(-before // on.preset.chunk_frames)))

@@ -10,6 +10,8 @@ import comfy.model_management as management
 import torch
 from torch import Tensor
 
+from ..qarvd.demo.motion import FRAME
+from ..qarvd.demo.pixels import PATCH
 from ..qarvd.errors import DeviceError, SettingError, ShapeError
 from ..qarvd.stream.cache import KVCache
 from ..qarvd.stream.noise import NoiseSource, from_seeds
@@ -55,7 +57,25 @@ class Stage:
 def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Stage:
     """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's)."""
     name = host.family_of(patcher, family)
-    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == "demo")
+    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
+
+
+def latent_size(config: WanConfig, demo: bool, width: int, height: int) -> tuple[int, int]:
+    """Height and width of the latents of a video. Raises QarvdErrors for a size that the model cannot have."""
+    pixels = PATCH if demo else 8
+    if width % pixels or height % pixels:
+        raise SettingError(
+            f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels; choose multiples of "
+            f"{2 * pixels}."
+        )
+    size = height // pixels, width // pixels
+    frame_tokens(config, *size)
+    if demo and (width, height) != (FRAME, FRAME):
+        raise SettingError(
+            f"The demo model draws {FRAME} x {FRAME} pixels, but {width} x {height} were asked for; set width and "
+            f"height to {FRAME}."
+        )
+    return size
 
 
 def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:
@@ -75,16 +95,29 @@ def cache_bytes(stage: Stage, cache: KVCache, batch: int, size: tuple[int, int],
     return int(tokens * per_token * (whole * wide + older * narrow))
 
 
-def make_room(bytes_needed: int, device: torch.device, patcher: Any) -> None:
-    """Free memory for a cache by unloading other models. Raises DeviceError where there is not enough."""
-    wanted = int(bytes_needed * RESERVE)
+def working_bytes(stage: Stage, batch: int, size: tuple[int, int]) -> int:
+    """About how many bytes a model call on one chunk takes beside weights and cache, as ComfyUI estimates it."""
+    return int(stage.base.memory_required([batch, stage.config.in_dim, stage.preset.chunk_frames, *size]))
+
+
+def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: int = 0) -> None:
+    """Free memory for a cache, and `working` bytes beside it, by unloading other models, then parts of this one.
+
+    Raises DeviceError where there is not enough.
+    """
+    wanted = int(bytes_needed * RESERVE) + working
     kept = [loaded for loaded in management.current_loaded_models if loaded.model is patcher]
     management.free_memory(wanted, device, keep_loaded=kept)
     free = management.get_free_memory(device)
+    if free < wanted and device != patcher.offload_device:
+        patcher.partially_unload(patcher.offload_device, wanted - free)
+        management.soft_empty_cache()
+        free = management.get_free_memory(device)
     if free < wanted:
         raise DeviceError(
-            f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free on "
-            f"{device}: choose a smaller window, an int8 or int4 cache, or a smaller video."
+            f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB and a step {working / 1e9:.2f} GB, but "
+            f"{free / 1e9:.2f} GB are free on {device}: choose a smaller window, an int8 or int4 cache, or a smaller "
+            "video."
         )
 
 

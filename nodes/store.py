@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,7 @@ def recalled(path: Path, read: Callable[[Path], T]) -> T | None:
     """What `read` finds at `path`; a damaged file is as good as none."""
     if not path.is_file():
         return None
-    try:
+    with suppress(CheckpointError):
         return read(path)
-    except CheckpointError:
-        path.unlink()
-        return None
+    path.unlink(missing_ok=True)  # not above: Windows deletes no file that the error's frames still map into memory
+    return None

@@ -12,10 +12,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..qarvd.errors import SettingError
-from ..qarvd.stream.sampler import frame_tokens, spans
+from ..qarvd.stream.sampler import spans
 from ..qarvd.stream.schedule import Schedule
 from . import stage
-from .calibration import latent_size
 from .live import Live
 from .models import CATEGORY
 from .progress import Progress
@@ -91,7 +90,7 @@ class StreamVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         device = model.load_device
         on = stage.of(model, model.model, family, (chunk_frames, window, sink), device)
-        size = latent_size(on.demo, width, height)
+        size = stage.latent_size(on.config, on.demo, width, height)
         given = start(initial, vae, start_image, (height, width))
         with torch.no_grad():
             samples, live = run(
@@ -147,7 +146,6 @@ def run(
     node: str | None,
 ) -> tuple[Tensor, Live]:
     """Load, make room, stream: latents [batch, channels, frames, height, width] in ComfyUI's space."""
-    frame_tokens(on.config, *size)
     batch, chosen, chunk_frames = len(text), schedule or on.preset.schedule, on.preset.chunk_frames
     shape = (batch, on.config.in_dim, 1, *size)
     before = 0
@@ -156,9 +154,9 @@ def run(
         before = given.shape[2]
     frames = chunks * chunk_frames
     cache = on.preset.cache(before + frames, codec)
-    needed = stage.cache_bytes(on, cache, batch, size, codec)
-    management.load_models_gpu([patcher], memory_required=needed)
-    stage.make_room(needed, on.device, patcher)
+    needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
+    management.load_models_gpu([patcher], memory_required=needed + working)
+    stage.make_room(needed, on.device, patcher, working)
     begun = None if given is None else on.to_model(given)
     draw = stage.seeded(on, seed, batch)
     noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))

@@ -38,7 +38,9 @@ function outliers(raw) {
   if (!raw.layers.every((layer) => layer && fits(layer))) return null;
   const layers = raw.layers.map(({ name, type, depth, channels, count }) =>
     ({ name, type, depth: depth ?? null, channels, count }));
-  return { layers };
+  const deepest = Math.max(...layers.map(({ depth }) => depth ?? 0));
+  const isMap = new Set(layers.map(({ type }) => type)).size * (deepest + 1) <= MOST_CELLS;
+  return isMap ? { layers } : null;
 }
 
 function table(raw) {

@@ -22,6 +22,8 @@ JUDGE = FOLDER / "judge.safetensors"
 FRAMES_PER_SECOND = 8
 LATENT_SIDE = 8
 """Height and width of the demo's latents."""
+TEXT_LEN = 8
+"""Tokens that the demo model attends to; a text of fewer is followed by zeros."""
 
 
 @cache

@@ -66,6 +66,16 @@ def run(part: Part, module: str, node: str, **inputs: Any) -> Any:
         return clone.EXECUTE_NORMALIZED(**inputs).args
 
 
+def made_by_node(part: Part, model: Any, text: Tensor, **inputs: Any) -> Any:
+    """The LATENT of the streaming node."""
+    size = {"width": 32, "height": 32, "batch_size": 1}
+    stream = {"family": "automatic", "chunk_frames": 0, "window": 0, "sink": -1}
+    samples, _ = run(
+        part, "streaming", "StreamVideo", model=model, positive=[[text, {}]], seed=3, **size, **stream, **inputs
+    )
+    return samples
+
+
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What is told to the page."""
@@ -127,23 +137,7 @@ def test_quantizing_leaves_the_input_as_it_was(part: Part, patcher: Any, text: T
 def test_the_streaming_node_gives_the_latents_of_the_library_in_comfyuis_space(
     part: Part, patcher: Any, demo: Any, text: Tensor, events: list[tuple[str, Any]]
 ) -> None:
-    samples, _ = run(
-        part,
-        "streaming",
-        "StreamVideo",
-        model=patcher,
-        positive=[[text, {}]],
-        seed=3,
-        width=32,
-        height=32,
-        chunks=3,
-        batch_size=1,
-        family="automatic",
-        chunk_frames=0,
-        window=0,
-        sink=-1,
-        cache="16-bit",
-    )
+    samples = made_by_node(part, patcher, text, chunks=3, cache="16-bit")
     expected = patcher.model.latent_format.process_out(streamed(part, demo.tree, demo, text))
     assert torch.allclose(samples["samples"], expected, atol=1e-5)
     assert (samples["samples"] - streamed(part, demo.tree, demo, text)).abs().max() > 0.1  # the spaces differ
@@ -161,23 +155,7 @@ def test_what_the_quantizing_node_gives_streams_and_is_saved(
     """Node after node in inference mode, as ComfyUI runs them."""
     recipe = part("qarvd.recipe").Recipe(weight_bits=8)
     made, _ = run(part, "quantizing", "Quantize", model=patcher, recipe=recipe, family="automatic")
-    latents, _ = run(
-        part,
-        "streaming",
-        "StreamVideo",
-        model=made,
-        positive=[[text, {}]],
-        seed=3,
-        width=32,
-        height=32,
-        chunks=2,
-        batch_size=1,
-        family="automatic",
-        chunk_frames=0,
-        window=0,
-        sink=-1,
-        cache="int4",
-    )
+    latents = made_by_node(part, made, text, chunks=2, cache="int4")
     assert latents["samples"].shape == (1, 16, 6, 8, 8) and len(events) == 2
     (path,) = run(part, "quantizing", "SaveModel", model=made, name="saved", format=part("nodes.quantizing").OURS)
     assert part("qarvd.checkpoint.model").load(Path(path)).recipe == recipe.without_data()
@@ -209,28 +187,19 @@ def test_a_start_image_is_the_first_frame(
     decoder = part("nodes.demo").Decoder()
     image = torch.zeros(1, 32, 32, 3)
     image[:, 8:24, 12:20] = 0.8
-    samples, _ = run(
-        part,
-        "streaming",
-        "StreamVideo",
-        model=patcher,
-        positive=[[text, {}]],
-        seed=3,
-        width=32,
-        height=32,
-        chunks=2,
-        batch_size=1,
-        family="automatic",
-        chunk_frames=0,
-        window=0,
-        sink=-1,
-        cache="int8",
-        vae=decoder,
-        start_image=image,
-    )
+    samples = made_by_node(part, patcher, text, chunks=2, cache="int8", vae=decoder, start_image=image)
     frames = decoder.decode(samples["samples"])[0]
     assert frames.shape == (7, 32, 32, 3)
     assert (frames[0] - image[0]).abs().max() < 0.02
+
+
+def test_the_decoder_serves_the_node_that_decodes_in_tiles(part: Part) -> None:
+    import nodes
+
+    decoder = part("nodes.demo").Decoder()
+    latents = decoder.encode(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    (frames,) = nodes.VAEDecodeTiled().decode(decoder, {"samples": latents}, 64)
+    assert torch.equal(frames, decoder.decode(latents)[0])
 
 
 def test_the_decoder_undoes_the_encoder(part: Part) -> None:

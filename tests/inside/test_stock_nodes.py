@@ -97,10 +97,7 @@ def stock_video(model: Any, part: Part, prompt: Any, noise: Tensor, monkeypatch:
 
     schedule = part("qarvd.stream.presets").PRESETS["demo"].schedule
     sigmas = torch.tensor([*(schedule.sigma(t) for t in schedule.timesteps), 0.0])
-    library = part("qarvd.checkpoint.model").load(part("qarvd.demo.bundle").MODEL)
-    # ComfyUI's text encoder of Wan pads its text itself.
-    text = part("qarvd.wan.forward").pad_text(library.config, part("qarvd.demo.bundle").embed([prompt]))
-    positive = [[text, {}]]
+    positive = part("nodes.demo").conditioning(prompt)
     guider, sampler = BasicGuider.execute(model, positive)[0], SamplerARVideo.execute(CHUNK)[0]
     monkeypatch.setattr(torch, "randn_like", draws())
     latent = {"samples": torch.zeros_like(noise)}
@@ -133,6 +130,13 @@ def test_the_stock_sampler_gives_what_our_stream_gives_within_what_quantizing_ch
     between, quantizing = ((a - ours).square().mean().item() for a in (stock, full))
     print(f"{bits} bits: squared error {between:.3g} between the samplers, {quantizing:.3g} of quantizing")
     assert between < quantizing
+
+
+def test_the_demos_text_is_as_long_as_its_model_attends_to(part: Part) -> None:
+    bundle = part("qarvd.demo.bundle")
+    assert part("qarvd.checkpoint.model").load(bundle.MODEL).config.text_len == bundle.TEXT_LEN
+    text = part("nodes.demo").Language().encode_from_tokens_scheduled("a 7 moving left")[0][0]
+    assert text.shape[1] == bundle.TEXT_LEN and not text[:, 4:].any()
 
 
 def saved_by_stock(model: Any) -> Path:

@@ -87,7 +87,7 @@ CASES: Mapping[str, Bad] = {
     "pixels that are no whole patches": Bad(streamed(width=36), "stream", ("8x9", "patches of 2x2", "multiples")),
     "pixels that are no whole latents": Bad(streamed(width=34), "stream", ("34 x 32 pixels", "multiples of 8")),
     "a cache that no memory can hold": Bad(
-        streamed(width=8192, height=8192, chunks=1000, window=3000),
+        streamed(batch_size=64, chunks=100_000, window=10_000),
         "stream",
         ("cache of keys and values takes", "GB are free", "smaller window"),
     ),
@@ -130,7 +130,7 @@ CASES: Mapping[str, Bad] = {
     "a prompt of another text encoder": Bad(
         streamed(model=["model", 0]) | loaded(models.STRANGER, "self-forcing"),
         "stream",
-        ("(1, 4, 64)", "32]", "its text encoder"),
+        ("(1, 8, 64)", "32]", "its text encoder"),
     ),
     "a model in full precision to save": Bad(saved("demo"), "save", ("full precision", "quantize it first")),
     "4 bits in a format of 8": Bad(

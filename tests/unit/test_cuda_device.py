@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from qarvd.ops.cuda import device
 from qarvd.ops.cuda.cubins import Cubin
 from qarvd.ops.cuda.driver import Driver
 from qarvd.ops.cuda.nvrtc import Nvrtc
-from qarvd.ops.cuda.source import Source
+from qarvd.ops.cuda.source import Source, read
 
 SOURCE = Source({"kernels.cu": "the kernels"})
 PREBUILT = Cubin("sm_86", SOURCE.hash, "NVRTC 12.9", b"prebuilt")
@@ -138,6 +139,16 @@ def test_each_card_is_loaded_once_for_the_process(card: pytest.MonkeyPatch) -> N
     assert other is device.launcher(torch.device("cuda", 1)) and other is not loaded.launcher
     card.setattr(device, "obtain", lambda *_: pytest.fail("loaded again"))
     assert device.load(CARD) == loaded
+
+
+@pytest.mark.parametrize("turing", [False, True])
+def test_a_loaded_card_has_every_kernel_ready(card: pytest.MonkeyPatch, turing: bool) -> None:
+    """What an op would load at its first call could not be captured in a CUDA graph."""
+    card.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if turing else (8, 6))
+    names = set(re.findall(r"qarvd_\w+", read().files["kernels.cu"]))
+    due = {name for name in names if not (turing and "bf16" in name)}
+    assert set(device.launcher(CARD)._limits) == due
+    assert len(due) == (10 if turing else 14)
 
 
 def test_a_card_that_refuses_does_so_with_a_reason_and_is_not_asked_again(card: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from . import cache, cubins, nvrtc, source
 from .cubins import Cubin
 from .driver import Driver, Launcher
 from .nvrtc import Nvrtc
+from .prepare import prepare
 from .source import Source
 
 LEAST = (7, 5)
@@ -80,8 +81,11 @@ def _unfit(device: torch.device) -> str | None:
 
 def _load(index: int, folder: Path | None, say: Say) -> Loaded | str:
     try:
-        cubin, origin = obtain(torch.cuda.get_device_capability(index), folder, say)
-        return Loaded(Launcher(Driver(), index, cubin.image), origin)
+        capability = torch.cuda.get_device_capability(index)
+        cubin, origin = obtain(capability, folder, say)
+        launcher = Launcher(Driver(), index, cubin.image)
+        prepare(launcher, turing=capability < (8, 0))
+        return Loaded(launcher, origin)
     except DeviceError as error:
         return str(error).rstrip(".")
 

@@ -1,0 +1,95 @@
+"""What a stream asks of ComfyUI before it begins: a size, memory, noise that is fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import comfy.model_management as management
+import comfy.sample
+import pytest
+import torch
+
+Part = Callable[[str], ModuleType]
+CARD = torch.device("cuda", 0)
+
+
+class Loaded:
+    """A MODEL on a card that gives back as much memory as it is asked for, up to what it takes."""
+
+    offload_device = torch.device("cpu")
+
+    def __init__(self, taken: int, free: int) -> None:
+        self.taken, self.free = taken, free
+
+    def partially_unload(self, where: torch.device, wanted: int) -> int:
+        freed = min(wanted, self.taken)
+        self.taken, self.free = self.taken - freed, self.free + freed
+        return freed
+
+
+@pytest.fixture
+def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Loaded]:
+    def make(taken: int, free: int) -> Loaded:
+        model = Loaded(taken, free)
+        monkeypatch.setattr(management, "free_memory", lambda *_, **__: [])
+        monkeypatch.setattr(management, "get_free_memory", lambda _: model.free)
+        return model
+
+    return make
+
+
+def test_a_model_makes_room_for_its_own_cache(part: Part, on_a_card: Callable[[int, int], Loaded]) -> None:
+    model = on_a_card(1000, 400)
+    part("nodes.stage").make_room(1000, CARD, model, working=200)
+    assert model.free >= 1300 and model.taken > 0
+
+
+def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
+    part: Part, on_a_card: Callable[[int, int], Loaded]
+) -> None:
+    model = on_a_card(1000, 400)
+    with pytest.raises(part("qarvd.errors").DeviceError, match="choose a smaller window"):
+        part("nodes.stage").make_room(2000, CARD, model)
+
+
+@pytest.mark.parametrize("size", [(832, 480), (34, 32), (36, 36), (16, 16)])
+def test_the_demo_has_one_size(part: Part, model_of: Callable[[int], Any], size: tuple[int, int]) -> None:
+    config = part("nodes.host").config_of(model_of(16))
+    latent_size = part("nodes.stage").latent_size
+    assert latent_size(config, True, 32, 32) == (8, 8)
+    with pytest.raises(part("qarvd.errors").QarvdError):
+        latent_size(config, True, *size)
+    assert latent_size(config, False, 832, 480) == (60, 104)
+
+
+def test_noise_between_steps_is_not_that_of_the_start(
+    part: Part, model_of: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, stage = part("nodes.sampler"), part("nodes.stage")
+    patcher = model_of(16)
+    shape = (1, 16, 3, 8, 8)
+    start = comfy.sample.prepare_noise(torch.zeros(shape), 7)
+    drawn = []
+
+    def chunks(on: Any, text: Any, parts: Any, fresh: Any, *_: Any) -> list[Any]:
+        drawn.append(fresh(shape))
+        return []
+
+    monkeypatch.setattr(stage, "chunks_of", chunks)
+    guider = SimpleNamespace(
+        model_patcher=patcher, inner_model=patcher.model, conds={"positive": [[torch.zeros(1, 4, 32), {}]]}
+    )
+    schedule = part("qarvd.stream.presets").PRESETS["demo"].schedule
+    options = {"family": "demo", "frames": (0, 0, -1), "codec": "16-bit", "schedule": schedule}
+    sigmas = part("nodes.schedules").sigmas_of(schedule)
+    model = SimpleNamespace(inner_model=guider)
+    sampler.sample(model, start, sigmas, {"seed": 7}, **options, initial=None, node="5")
+    assert not (drawn[0].float() == start).any()
+
+
+def test_statistics_of_a_recipe_that_measures_less_are_others(part: Part) -> None:
+    recipe, measured_by = part("qarvd.recipe").Recipe, part("nodes.calibration").measured_by
+    assert measured_by(recipe(frame_weights=False)) != measured_by(recipe())
+    assert measured_by(recipe(rounding="nearest", target="5 bits", stream_chunks=9)) == measured_by(recipe())
