@@ -115,7 +115,12 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     known = about(patcher)
     if chosen != AUTOMATIC:
         find_preset(chosen)
-        if chosen == DEMO and (known is None or known.family != DEMO):
+        if known is not None and chosen != known.family:
+            raise SettingError(
+                f"This MODEL says that it is of the family {known.family!r}, but {chosen!r} was chosen: leave it "
+                f"{AUTOMATIC}, or choose another one where the MODEL is loaded."
+            )
+        if chosen == DEMO and known is None:
             raise SettingError(f"The family {DEMO!r} is the bundled demo model's, and this MODEL is another one.")
         return chosen
     if known is None:

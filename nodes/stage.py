@@ -63,19 +63,18 @@ def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], devic
 def latent_size(config: WanConfig, demo: bool, width: int, height: int) -> tuple[int, int]:
     """Height and width of the latents of a video. Raises QarvdErrors for a size that the model cannot have."""
     pixels = PATCH if demo else 8
-    if width % pixels or height % pixels:
-        raise SettingError(
-            f"{width} x {height} pixels are not whole latents of {pixels} x {pixels} pixels; choose multiples of "
-            f"{2 * pixels}."
-        )
-    size = height // pixels, width // pixels
-    frame_tokens(config, *size)
     if demo and (width, height) != (FRAME, FRAME):
         raise SettingError(
             f"The demo model draws {FRAME} x {FRAME} pixels, but {width} x {height} were asked for; set width and "
             f"height to {FRAME}."
         )
-    return size
+    _, rows, columns = config.patch_size
+    if height % (pixels * rows) or width % (pixels * columns):
+        raise SettingError(
+            f"A video of {width} x {height} pixels does not divide into this model's patches: choose a width that is a "
+            f"multiple of {pixels * columns} and a height that is one of {pixels * rows}."
+        )
+    return height // pixels, width // pixels
 
 
 def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:

@@ -13,6 +13,7 @@ from importlib import import_module
 import torch
 
 from ..errors import QarvdError
+from .common import work_folder
 
 VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qarvd: {_sentence(error, args.verb)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("qarvd: stopped", file=sys.stderr)
+        kept = "resume" in args and work_folder(args.out).is_dir()
+        print(f"qarvd: stopped{'; the same command with --resume goes on' if kept else ''}", file=sys.stderr)
         return 130
 
 

@@ -31,12 +31,14 @@ from .common import (
     CHUNKS,
     add_model,
     check_out,
+    counted,
     load_model,
     model_path,
     one_tensor,
     parse_size,
     pick_device,
     wanted_frames,
+    work_folder,
 )
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
@@ -146,8 +148,8 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     embeddings = read_prompts(args.prompts, demo)
     if len(embeddings) < LEAST_PROMPTS:
         raise PromptError(
-            f"{args.prompts} holds {len(embeddings)} prompts; calibration needs at least {LEAST_PROMPTS}, and 24 or "
-            "more of different kinds do much better."
+            f"{args.prompts} holds {counted(len(embeddings), 'prompt')}; calibration needs at least {LEAST_PROMPTS}, "
+            "and 24 or more of different kinds do much better."
         )
     pad_text(model.config, embeddings[:1])
     size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
@@ -159,6 +161,8 @@ def read_prompts(path: Path, demo: bool) -> Tensor:
     """Embeddings of a list of prompts. Raises PromptError or CheckpointError for a file that holds none."""
     if not path.is_file():
         raise PromptError(no_file(path))
+    if demo and path.suffix == ".safetensors":
+        raise PromptError(f"The demo model takes prompts as text, one a line, but {path} holds embeddings.")
     if demo:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -197,7 +201,7 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
         "recipe": recipe.to_json(),
     }
     return Work(
-        args.out.with_name(f"{args.out.name}.work"),
+        work_folder(args.out),
         {**job, "seed": args.seed, "reach": args.reach, **about},
         args.resume,
     )

@@ -115,6 +115,16 @@ def one_tensor(path: Path, key: str) -> Tensor:
     return tensor
 
 
+def work_folder(out: Path) -> Path:
+    """Where a job that is to write `out` keeps what it has finished."""
+    return out.with_name(f"{out.name}.work")
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 prompt', '3 prompts'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def say(text: str) -> None:
     """Tell the user something that is not the result."""
     print(text, file=sys.stderr)

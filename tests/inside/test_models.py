@@ -238,6 +238,8 @@ def test_a_quantized_model_is_not_quantized_again(part: Part, quantized: Callabl
 
 def test_models_that_cannot_be_streamed_are_refused_in_a_sentence(part: Part, patcher: Any) -> None:
     host = part("nodes.host")
+    told = refused(part, lambda: host.family_of(patcher, "longlive"))
+    assert "of the family 'demo', but 'longlive' was chosen" in told
     assert "bundled demo model's" in refused(part, lambda: host.family_of(stranger(part, patcher), "demo"))
     assert "does not say which autoregressive family" in refused(part, lambda: host.family_of(stranger(part, patcher)))
     other = stranger(part, patcher)

@@ -93,3 +93,11 @@ def test_statistics_of_a_recipe_that_measures_less_are_others(part: Part) -> Non
     recipe, measured_by = part("qarvd.recipe").Recipe, part("nodes.calibration").measured_by
     assert measured_by(recipe(frame_weights=False)) != measured_by(recipe())
     assert measured_by(recipe(rounding="nearest", target="5 bits", stream_chunks=9)) == measured_by(recipe())
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 480), (832, 488)])
+def test_a_size_that_does_not_divide_is_refused_in_pixels(part: Part, width: int, height: int) -> None:
+    config = part("qarvd.wan.config").WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2)
+    with pytest.raises(part("qarvd.errors").SettingError, match=f"{width} x {height} pixels .* multiple of 16"):
+        part("nodes.stage").latent_size(config, False, width, height)
+    assert part("nodes.stage").latent_size(config, False, 832, 480) == (60, 104)

@@ -84,8 +84,7 @@ CASES: Mapping[str, Bad] = {
     ),
     "guidance": Bad(sampled(cfg=5.0), "sample", ("cfg 5.0", "use cfg 1")),
     "latents that are no whole patches": Bad(sampled(width=72), "sample", ("8x9", "patches of 2x2", "16 pixels")),
-    "pixels that are no whole patches": Bad(streamed(width=36), "stream", ("8x9", "patches of 2x2", "multiples")),
-    "pixels that are no whole latents": Bad(streamed(width=34), "stream", ("34 x 32 pixels", "multiples of 8")),
+    "a size that the demo does not have": Bad(streamed(width=36), "stream", ("36 x 32", "32 x 32 pixels")),
     "a cache that no memory can hold": Bad(
         streamed(batch_size=64, chunks=100_000, window=10_000),
         "stream",

@@ -1,6 +1,7 @@
 """`calibrate`, and `quantize` with prompts or statistics: they agree, and answer bad input before any work."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,16 @@ def test_a_bad_list_of_demo_prompts_is_refused_before_any_work(refused: Run, out
     for content, expected in (
         (b"", "holds no prompts; write one a line"),
         (b"\n  \n", "holds no prompts"),
+        (b"a 7 moving left\n", "holds 1 prompt; calibration needs at least 4"),
         (b"a 7 moving left\n" * 3, "holds 3 prompts; calibration needs at least 4"),
         (b"a 7 moving left\n" * 4 + b"a cat\n", "does not understand 'a cat'"),
         (b"\xff\xfe\x00", "not a text file in UTF-8"),
     ):
         text.write_bytes(content)
         assert expected in refused("quantize", "demo", "--prompts", text, "--out", out)
+    save_file({"text_embeds": torch.zeros(4, 4, 64)}, tmp_path / "prompts.safetensors")
+    said = refused("quantize", "demo", "--prompts", tmp_path / "prompts.safetensors", "--out", out)
+    assert "takes prompts as text, one a line" in said
 
 
 def test_a_list_of_demo_prompts_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -107,8 +112,9 @@ def test_statistics_that_do_not_fit_are_refused_and_leave_nothing(
     other.tree.get_parameter("blocks.0.ffn.0.bias")[0] += 1
     save(other, tmp_path / "other.safetensors")
     assert "another model" in refused("quantize", tmp_path / "other.safetensors", "--stats", stats, "--out", out)
-    family = ("--preset", "longlive")
-    assert "preset self-forcing" in refused("quantize", model_file, *family, "--stats", stats, "--out", out)
+    save(replace(tiny_model(), preset_name="longlive"), tmp_path / "family.safetensors")
+    said = refused("quantize", tmp_path / "family.safetensors", "--stats", stats, "--out", out)
+    assert "preset self-forcing" in said
     assert "no calibration statistics" in refused("quantize", model_file, "--stats", model_file, "--out", out)
     assert "There is no file" in refused("quantize", model_file, "--stats", tmp_path / "no", "--out", out)
     stats.write_bytes(stats.read_bytes()[:-9])
@@ -152,7 +158,13 @@ def test_the_layer_that_overflows_is_named_without_measuring_too(model: Model) -
 
 
 def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_arguments(
-    run: Run, refused: Run, model_file: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    refused: Run,
+    model_file: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(calibrate_verb, "pick_device", lambda name: torch.device("cpu" if name == "auto" else name))
     out, work = tmp_path / "a.safetensors", tmp_path / "a.safetensors.work"
@@ -160,6 +172,7 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "save_calibration", stopped)
         assert main([str(a) for a in command]) == 130
+    assert "qarvd: stopped; the same command with --resume goes on" in capsys.readouterr().err
     assert sorted(path.name for path in work.glob("*.*")) == [
         *("about.json", "batch-0000.safetensors", "calls.json", "spent.json")
     ]
@@ -170,10 +183,12 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
         (("--recipe", "w8a8", "--reach", "full"), "reach, recipe"),
         (("--chunks", 3), "frames"),
         (("--size", "6x4"), "size"),
-        (("--preset", "longlive"), "preset"),
         (("--prompts", texts(tmp_path / "others.safetensors", PROMPTS, 3, 16, seed=9)), "prompts"),
     ):
         assert f"is of another run: {different} differ" in refused(*command, *more, "--resume")
+    save(replace(tiny_model(), preset_name="longlive"), model_file)
+    assert "is of another run: preset differ" in refused(*command, "--resume")
+    save(tiny_model(), model_file)
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "__version__", "0.0.0")
         assert "is of another run: qarvd differ" in refused(*command, "--resume")
