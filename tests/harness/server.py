@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import subprocess
 import time
@@ -74,9 +75,16 @@ def serve(comfyui: ComfyUI, base: Path, packs: dict[str, Path]) -> Iterator[Serv
     port = _free_port()
     command = [str(comfyui.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    # Models of the tests are so small that threads cost more time than they save, and far more beside a busy browser.
+    settings = {"OMP_NUM_THREADS": "1"} | os.environ
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=comfyui.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=comfyui.folder,
+            env=settings,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     server = Server(port, base, log, process, time.monotonic())
     try:

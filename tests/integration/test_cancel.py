@@ -11,9 +11,10 @@ from harness.client import Client
 from harness.graph import Nodes, prompt_of
 from harness.server import Server
 
-VIDEOS = 32
-CACHE = 48 * 16 * VIDEOS * 2 * 4 * 256
-"""Bytes of one block's keys and values: 48 frames of 16 tokens, float32, 256 channels."""
+VIDEOS = 64
+KEYS = 48 * 16 * VIDEOS * 256 * 4
+"""Bytes of one block's keys: 48 frames of 16 tokens of 256 channels, float32. So many (50 MB) are given back to the
+system when they are freed; of smaller pieces it depends."""
 
 
 def streamed(chunks: int, batch: int) -> Nodes:
@@ -40,7 +41,7 @@ def test_cancelling_ends_a_stream_within_one_model_call_and_frees_its_cache(
     comfy.interrupt()
     heard = len(comfy.of(job.prompt_id))
     assert job.end(timeout=60).end == "interrupted"
-    assert during - allocated(server) > 4 * CACHE
+    assert during - allocated(server) > 7 * KEYS  # of keys and values of four blocks
     after = comfy.run(prompt_of(streamed(chunks=1, batch=1), object_info))
     assert after.end == "success"
     later = [event.type for event in comfy.of(job.prompt_id)[heard:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def demo(shared_comfy: Client, object_info: dict[str, Any]) -> Ran:
     compared = prompt[number(prompt, "QarvdCompare")]["inputs"]
     prompt = keep(prompt, "SaveLatent", "samples", full=full, quantized=quantized)
     prompt = keep(prompt, "SaveImage", "images", frames=compared["other"][0])
-    return Ran(prompt, shared_comfy.run(prompt, timeout=900), shared_comfy.server.base / "output")
+    run = shared_comfy.run(prompt, timeout=900)
+    print(f"the demo workflow took {run.events[-1].at - run.events[0].at:.0f} s")
+    return Ran(prompt, run, shared_comfy.server.base / "output")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,16 @@ def test_a_workflow_runs_to_its_end_and_shows_the_digit_it_was_told(name: str, r
     assert animation.read_bytes().count(b"ANMF") == FRAMES
 
 
-def test_full_and_quantized_branches_of_one_model_are_the_streams_of_the_library(demo: Ran) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the server, see harness.server."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_full_and_quantized_branches_of_one_model_are_the_streams_of_the_library(demo: Ran, one_thread: None) -> None:
     def expected(path: Path, id: str) -> Tensor:
         model = load(path)
         model.tree.float()
