@@ -133,7 +133,7 @@ def test_pressing_run_fills_every_panel_while_nodes_run_and_a_file_keeps_them(
     show(page, tmp_path / "saved.json", *KINDS)
     assert states(page) == dict.fromkeys(KINDS, "shown")
     assert texts(page) == said
-    loaded = "() => document.querySelector('[data-qarvd-panel=stream] img').naturalWidth === 256"
+    loaded = "() => document.querySelector('[data-qarvd-panel=stream] img').naturalWidth === 32"
     page.page.wait_for_function(loaded)
     assert "not kept" in page.page.locator("[data-qarvd-panel=sampler] .qarvd-note").inner_text()
 
