@@ -11,6 +11,7 @@ from harness.client import Client
 from harness.graph import NOTES, to_prompt
 from harness.install import PACK
 from harness.server import Server
+from playwright.sync_api import expect
 from workflow_graphs import EXPORTED, FILES, QUANTIZED
 
 from qarvd.report.png import png_bytes
@@ -42,7 +43,7 @@ def test_every_workflow_opens_whole_and_means_what_it_says(page: Canvas, comfy: 
         lacking = [f"{node['id']} {node['type']}" for node in workflow["nodes"] if node["type"] not in {*info, *NOTES}]
         assert not any("Qarvd" in node for node in lacking)
         assert page.faults() == lacking, path.stem  # what an older ComfyUI lacks
-        assert page.page.locator("[data-testid=error-overlay]").count() == bool(lacking), path.stem
+        expect(page.page.locator("[data-testid=error-overlay]"), path.stem).to_have_count(int(bool(lacking)))
         assert page.page.evaluate(UNHAD) == [], path.stem
         if not lacking:
             sent = {id: {key: node[key] for key in ("class_type", "inputs")} for id, node in page.prompt().items()}
