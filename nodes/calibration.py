@@ -116,6 +116,7 @@ class Calibrate(io.ComfyNode):
         budget_minutes: float,
         recipe: Choices | None = None,
     ) -> io.NodeOutput:
+        recipe = recipe or RECIPES["w4a8"]
         with torch.inference_mode(False):
             found = host.library_model(model, family)
             size = latent_size(found.config, found.preset_name == host.DEMO, width, height)
@@ -129,7 +130,7 @@ class Calibrate(io.ComfyNode):
                 "frames": frames,
                 "reach": reach,
                 "minutes": budget_minutes,
-                "recipe": json.loads(measured_by(recipe or RECIPES["w4a8"]).to_json()),
+                "recipe": json.loads(measured_by(recipe).to_json()),
                 "format": FORMAT,
             }
             path = kept_at("statistics", about)
@@ -161,7 +162,7 @@ def measure(
     embeddings: torch.Tensor,
     size: tuple[int, int],
     frames: int,
-    recipe: Choices | None,
+    recipe: Choices,
     reach: str,
     minutes: float,
     path: Path,
@@ -175,7 +176,7 @@ def measure(
             embeddings,
             size,
             frames,
-            recipe or RECIPES["w4a8"],
+            recipe,
             SEED,
             reach=reach,
             work=work,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -100,12 +100,11 @@ def about(patcher: Any) -> About | None:
 
 
 def with_family(patcher: Any, family: str) -> Any:
-    """A clone of a MODEL, as any loader gives it, that knows its family."""
+    """A clone of a MODEL, as any loader gives it, that knows its family; one that does keeps what it knows."""
     config_of(patcher)
     find_preset(family)
-    known = about(patcher)
     clone = patcher.clone()
-    clone.set_attachments(ATTACHMENT, About(family) if known is None else replace(known, family=family))
+    clone.set_attachments(ATTACHMENT, about(patcher) or About(family))
     return clone
 
 

@@ -85,9 +85,11 @@ class Quantize(io.ComfyNode):
                 "qarvd": __version__,
             }
             path = kept_at("quantized", about)
-            if recalled(path, load) is None:
+        made = recalled(path, load)  # in the mode in which ComfyUI moves models about
+        if made is None:
+            with torch.inference_mode(False):
                 fit(found, recipe, statistics, path, about)
-        made = load(path)  # again, in the mode in which ComfyUI moves it about
+            made = load(path)
         patcher = host.patcher_of(made)
         reports = [report_from({"name": name, **told}) for name, told in made.notes["layers"].items()]  # pyright: ignore
         table = by_kind(reports)
