@@ -174,16 +174,20 @@ def save(model: Model, path: Path) -> None:
         "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
         "checksum": checksum(tensors),
     }
-    metadata = {
+    metadata = {**common_metadata(model, path), "qarvd": json.dumps(about)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def common_metadata(model: Model, path: Path) -> dict[str, str]:
+    """What the metadata of every file tells other programs."""
+    return {
         "config": json.dumps({"transformer": model.config.transformer_metadata()}),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "wan2.1-causal",
         "modelspec.title": path.stem,
         "modelspec.implementation": "qarvd",
-        "qarvd": json.dumps(about),
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
 
 
 def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:

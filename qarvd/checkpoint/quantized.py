@@ -27,8 +27,12 @@ def write_linear(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tens
     yield f"{name}.weight_outlier_idx", torch.tensor(weight.split.outliers, dtype=torch.int32)
     if weight.zero is not None:
         yield f"{name}.weight_zero", weight.zero
-    marker = json.dumps({"format": weight.codec.format}).encode()
-    yield f"{name}.{MARKER}", torch.tensor(list(marker), dtype=torch.uint8)
+    yield f"{name}.{MARKER}", format_marker(weight.codec.format)
+
+
+def format_marker(name: str) -> Tensor:
+    """What ComfyUI looks for beside a weight that is stored in the format `name`."""
+    return torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
 
 
 def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:

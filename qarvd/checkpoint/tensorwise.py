@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from .. import __version__
 from ..errors import SettingError
 from ..files import replacing
 from ..ops.linear import QuantizedLinear
-from .model import Model, state_tensors
-from .quantized import MARKER
+from .model import Model, common_metadata, state_tensors
+from .quantized import MARKER, format_marker
 from .write import save_file
 
 FORMAT = "int8_tensorwise"
@@ -38,18 +33,6 @@ def save_tensorwise(model: Model, path: Path) -> None:
         for part in ("weight_scale", "weight_outlier_idx", MARKER):
             del tensors[f"{name}.{part}"]
         tensors[f"{name}.weight_scale"] = weight.scale[:, 1:].cpu().contiguous()
-        tensors[f"{name}.{MARKER}"] = marker()
-    metadata = {
-        "config": json.dumps({"transformer": model.config.transformer_metadata()}),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "wan2.1-causal",
-        "modelspec.title": path.stem,
-        "modelspec.implementation": f"qarvd {__version__}",
-    }
+        tensors[f"{name}.{MARKER}"] = format_marker(FORMAT)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
-
-
-def marker() -> Tensor:
-    """What ComfyUI looks for beside a quantized weight."""
-    return torch.tensor(list(json.dumps({"format": FORMAT}).encode()), dtype=torch.uint8)
+        save_file(tensors, temporary, common_metadata(model, path))
