@@ -5,12 +5,12 @@ Start ComfyUI with this pack, then: python tools/build_locale.py --url http://12
 
 from __future__ import annotations
 
-import argparse
 import json
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from object_info import object_info
 
 PATH = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 
@@ -35,11 +35,7 @@ def texts(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8188", help="of a ComfyUI that runs with this pack")
-    args = parser.parse_args()
-    with urllib.request.urlopen(f"{args.url}/object_info") as answer:
-        specs = json.load(answer)
+    specs = object_info(__doc__)
     ours = {name: texts(spec) for name, spec in sorted(specs.items()) if name.startswith("Qarvd")}
     PATH.parent.mkdir(parents=True, exist_ok=True)
     PATH.write_text(f"{json.dumps(ours, indent=2, ensure_ascii=False)}\n", encoding="utf-8")

@@ -6,16 +6,16 @@ The one of stock nodes needs a ComfyUI that has them (0.27 or later); others are
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from workflow_graphs import FILES, WORKFLOWS, Node, Out
+from object_info import object_info
+from workflow_graphs import WORKFLOWS
+from workflow_parts import FILES, Node, Out
 
 from qarvd import __version__
 
@@ -118,11 +118,7 @@ def built(name: str, nodes: Mapping[str, Node], specs: Mapping[str, Any]) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8188", help="of a ComfyUI that runs with this pack")
-    args = parser.parse_args()
-    with urllib.request.urlopen(f"{args.url}/object_info") as answer:
-        specs = json.load(answer)
+    specs = object_info(__doc__)
     FOLDER.mkdir(exist_ok=True)
     for name, nodes in WORKFLOWS.items():
         missing = {node.kind for node in nodes.values()} - {*specs, "MarkdownNote"}

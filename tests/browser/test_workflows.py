@@ -12,7 +12,7 @@ from harness.graph import NOTES, to_prompt
 from harness.install import PACK
 from harness.server import Server
 from playwright.sync_api import expect
-from workflow_graphs import EXPORTED, FILES, QUANTIZED
+from workflow_parts import EXPORTED, FILES, QUANTIZED
 
 from qarvd.report.png import png_bytes
 

@@ -13,7 +13,8 @@ from build_workflows import built
 from harness.graph import NOTES, declared
 from harness.install import PACK
 from harness.server import Server
-from workflow_graphs import FILES, WORKFLOWS
+from workflow_graphs import WORKFLOWS
+from workflow_parts import FILES
 
 from qarvd import __version__
 
