@@ -94,7 +94,7 @@ def stream(
 
     `initial` chunks (an encoded image, the end of an earlier clip) are written into the cache and not yielded.
     `fresh_noise` is drawn between steps. A chunk is handed over before the pass that writes it into the cache, which is
-    for the next one. `on_step` sees every model call and may raise to stop.
+    for the next one; the last chunk has none. `on_step` sees every model call and may raise to stop.
     """
     denoiser.cache.reset()
     start = index = 0
@@ -102,10 +102,12 @@ def stream(
         for latents in initial:
             call(denoiser, schedule, latents, index, 0, 0.0, start, on_step)
             start, index = start + latents.shape[2], index + 1
+        chunk = None
         for x in noise:
+            if chunk is not None:
+                write(denoiser, chunk, schedule, on_step)
             chunk = denoise(denoiser, x, schedule, fresh_noise, index, start, on_step)
             yield chunk
-            write(denoiser, chunk, schedule, on_step)
             start, index = start + x.shape[2], index + 1
     finally:
         denoiser.cache.reset()

@@ -55,8 +55,9 @@ def test_a_rollout_equals_the_published_one_at_every_model_call(name: str) -> No
     )
     latents = torch.cat([initial, *(c.latents for c in chunks)], dim=2)
 
-    assert [s.timestep for s in steps] == [call["timestep"] for call in golden["calls"]]
-    for step, expected in zip(steps, numbered(tensors, "x0"), strict=True):
+    # The published code writes the last chunk into the cache too, for no one.
+    assert [s.timestep for s in steps] == [call["timestep"] for call in golden["calls"][:-1]]
+    for step, expected in zip(steps, numbered(tensors, "x0")[:-1], strict=True):
         torch.testing.assert_close(step.clean, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(latents, tensors["latents"], rtol=0, atol=1e-4)
 
