@@ -123,7 +123,7 @@ def fit(
     work = Work(path.with_name(f"{path.name}.work"), about, resume=True)
     calibration = None if statistics is None else statistics.calibration
     with fitting_on(model):
-        made, _ = quantize(model, recipe, calibration, work, lambda name: bar.advance(), bar.check)
+        made, _ = quantize(model, recipe, calibration, work, lambda name: bar.advance(), lambda what: bar.check())
     work.finish(lambda temporary: save(made, temporary), path)
 
 

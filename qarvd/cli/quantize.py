@@ -15,7 +15,7 @@ from ..checkpoint.model import Model, save
 from ..errors import SettingError
 from ..jobs.budget import check_target
 from ..jobs.pace import CHOOSING, FITTING
-from ..jobs.quantize import check_stream, quantize
+from ..jobs.quantize import QUANTIZING, check_stream, quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
@@ -131,13 +131,10 @@ def with_bar(
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize with a progress bar."""
     count = sum(map(len, linear_groups(model.config.num_layers)))
-    with tqdm(total=count, unit="linear", desc="quantizing", leave=False) as bar:
+    with tqdm(total=count, unit="linear", desc=QUANTIZING, leave=False) as bar:
 
-        def measuring() -> None:
-            bar.set_description("measuring what each number of bits does")
+        def say(what: str) -> None:
+            if not bar.desc.startswith(what):
+                bar.set_description(what)
 
-        def done(name: str) -> None:
-            bar.set_description("quantizing", refresh=False)
-            bar.update()
-
-        return quantize(model, recipe, calibration, work, done, measuring)
+        return quantize(model, recipe, calibration, work, lambda name: bar.update(), say)

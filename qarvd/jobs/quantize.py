@@ -27,6 +27,8 @@ from .work import Work
 
 IN_MEMORY = 1e9
 """Bytes of calibration states that are kept in memory; more goes to disk, where there is a work folder."""
+MEASURING, QUANTIZING = "measuring what each number of bits does", "quantizing"
+"""What model calls are for."""
 CHOICE = "bits"
 """Name of the note that holds a budget's choice."""
 
@@ -37,13 +39,13 @@ def quantize(
     calibration: Calibration | None = None,
     work: Work | None = None,
     on_layer: Callable[[str], object] = lambda name: None,
-    on_call: Callable[[], object] = lambda: None,
+    on_call: Callable[[str], object] = lambda what: None,
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
     Without a calibration the recipe must be one that needs none (`Recipe.without_data`). `on_layer` hears of every
-    linear, `on_call` of every measurement for a bit budget. Raises SettingError for statistics of another model, for
-    a target that cannot be met, and for streams shorter than the calibration's clips.
+    linear, `on_call` before every model call, of what it is for; both may raise to stop. Raises SettingError for
+    statistics of another model, for a target that cannot be met, and for streams shorter than the calibration's clips.
     """
     notes = dict(model.notes)
     if calibration is None:
@@ -61,7 +63,7 @@ def quantize(
         if recipe.target is not None:
             choice = recall_choice(work)
             if choice is None:
-                choice = choose_bits(model, setting, calibration.rollouts, table, recipe, on_call)
+                choice = choose_bits(model, setting, calibration.rollouts, table, recipe, lambda: on_call(MEASURING))
                 keep_choice(choice, work)
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
@@ -77,6 +79,7 @@ def quantize(
                 spill=Spill(folder),
                 memory=None if work is None else Memory(work.recall_group, work.keep_group),
                 on_layer=on_layer,
+                on_call=lambda: on_call(QUANTIZING),
             )
         if choice is not None:
             reports = [choice.explain(report) for report in reports]

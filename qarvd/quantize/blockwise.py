@@ -61,16 +61,18 @@ def quantize_blockwise(
     spill: Spill | None = None,
     memory: Memory | None = None,
     on_layer: Callable[[str], object] = lambda name: None,
+    on_call: Callable[[], object] = lambda: None,
 ) -> list[LayerReport]:
     """Replace the tree's linears by quantized ones, in place.
 
+    `on_layer` hears of every linear, `on_call` of every call that goes through a block; both may raise to stop.
     `weights` [chunks][calls] weigh the errors of each model call; `bits` (4, 8 or 16) by name of linear stand in for
     the recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and CheckpointError, naming the
     layer, where inputs are NaN or infinite.
     """
     config = setting.config
     check_recipe(recipe, config.num_layers)
-    walk = _Walk(tree, setting, weights, recipe, bits or {}, memory or Memory(), on_layer)
+    walk = _Walk(tree, setting, weights, recipe, bits or {}, memory or Memory(), on_layer, on_call)
     spill = spill or Spill(None)
     order = list(linear_groups(config.num_layers))
     for group in order:
@@ -97,9 +99,11 @@ class _Walk:
         bits: Mapping[str, int],
         memory: Memory,
         on_layer: Callable[[str], object],
+        on_call: Callable[[], object],
     ) -> None:
         self.tree, self.setting, self.weights = tree, setting, weights
-        self.recipe, self.bits, self.memory, self.on_layer = recipe, bits, memory, on_layer
+        self.recipe, self.bits, self.memory = recipe, bits, memory
+        self.on_layer, self.on_call = on_layer, on_call
         self.device = tree.patch_embedding.weight.device
         self.reports: list[LayerReport] = []
 
@@ -162,6 +166,7 @@ class _Walk:
 
     def embedded(self, call: Call) -> Embedded:
         """A call's input as the blocks are told of it."""
+        self.on_call()
         latents = call.latents.to(self.device)
         batch, _, frames, *_ = latents.shape
         times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=self.device)

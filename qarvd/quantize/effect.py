@@ -44,7 +44,8 @@ def option_errors(
     """Frame-weighted squared error of the predicted clean latents with one group of linears quantized: by group, bits.
 
     Linears are rounded to nearest, activations are quantized as at run time. Groups that the recipe keeps are left out.
-    Raises CheckpointError, naming the layer, where an effect becomes NaN or infinite.
+    `on_call` is called before each model call. Raises CheckpointError, naming the layer, where an effect becomes NaN or
+    infinite.
     """
     groups = {names: [linear_of(tree, name) for name in names] for names in linear_groups(setting.config.num_layers)}
     groups = {n: ls for n, ls in groups.items() if not reason_to_keep(n, ls[0].in_features, recipe)}
@@ -57,6 +58,7 @@ def option_errors(
         for rollout in rollouts:
             replay = _Replay(tree, setting, rollout)
             for call in rollout.calls:
+                on_call()
                 inputs = replay.forward(call)
                 if weight := counted.get(id(call)):
                     replay.backward(call, inputs, generator)
@@ -64,7 +66,6 @@ def option_errors(
                     for (names, bits), dot in dots.items():
                         sums[names][bits] += weight * float(dot.double().square().mean())
                     dots.clear()
-                    on_call()
     return sums
 
 
