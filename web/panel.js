@@ -51,7 +51,7 @@ function passThrough(root, canvas) {
 
 /**
  * Put a panel on `node`. `kind` is {name, label, empty, payloads, width, height, least, build}; `build(body, tools)`
- * gives {show(data), start?, stop?, chunk?, ended?}. Returns that, for events to be handed on.
+ * gives {show(data), start?, stop?, reset?, chunk?, ended?}. Returns that and begin(), for events to be handed on.
  */
 export function attach(node, kind, host) {
   const empty = html("p", { class: "qarvd-empty" }, kind.empty);
@@ -80,6 +80,15 @@ export function attach(node, kind, host) {
     newest.set(place(node), node.properties.qarvd);
   };
   const view = kind.build(body, { host, reveal, save });
+  /** The node runs anew: what is shown is of an earlier run. */
+  view.begin = () => {
+    view.reset?.();
+    empty.hidden = false;
+    body.hidden = true;
+    root.dataset.state = "empty";
+    delete node.properties.qarvd;
+    newest.delete(place(node));
+  };
   const refresh = () => {
     const data = saved();
     if (!Object.keys(data).length) return;

@@ -67,6 +67,7 @@ app.registerExtension({
   setup() {
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./qarvd.css", import.meta.url).href }));
     api.addEventListener("qarvd.chunk", ({ detail }) => views.get(nodeOf(detail?.node))?.chunk?.(detail));
+    api.addEventListener("executing", ({ detail }) => views.get(nodeOf(detail))?.begin?.());
     api.addEventListener("execution_success", ended(true));
     api.addEventListener("execution_error", ended(false));
     api.addEventListener("execution_interrupted", ended(false));

@@ -193,6 +193,21 @@ def test_the_sampler_workflow_streams_and_its_panel_survives_a_reload(
         page.screenshot(f"reloaded-{renderer}")
 
 
+def test_a_run_that_fails_leaves_nothing_of_the_one_before(page: Canvas, tmp_path: Path) -> None:
+    told = {"chunks": 3, "pixel_frames": 9, "first_frame_seconds": 1, "pixel_frames_per_second": 2}
+    workflow = edited(PACK / "workflows" / "demo.json", tmp_path, QarvdStream={2: 48})  # a width that the demo lacks
+    content = json.loads(workflow.read_text())
+    kept = [node["id"] for node in content["nodes"] if node["type"] in ("QarvdDemoModel", "QarvdStream")][:2]
+    content["nodes"] = [node for node in content["nodes"] if node["id"] in kept]
+    content["links"] = [link for link in content["links"] if link[1] in kept and link[3] in kept]
+    workflow.write_text(json.dumps(content))
+    show(page, with_data(workflow, "again.json", QarvdStream={"qarvd_stream": told}), "stream")
+    assert states(page) == {"stream": "shown"}
+    entry = page.wait(page.press_run())
+    assert entry["status"]["status_str"] == "error"
+    page.page.wait_for_function("() => document.querySelector('[data-qarvd-panel=stream][data-state=empty]')")
+
+
 HOSTILE = '<img src="x" onerror="window.thrown = true">'
 
 

@@ -133,13 +133,16 @@ function build(body, { host, reveal, save }) {
       data = next;
       look();
     },
+    reset() {
+      [running, data] = [null, null];
+      frames.reset();
+    },
     chunk(raw) {
       const event = readChunk(raw);
       if (!event) return;
       if (event.chunk === 0 || running?.prompt_id !== event.prompt_id) {
+        this.reset();
         running = { prompt_id: event.prompt_id, chunks: event.chunks };
-        data = null;
-        frames.reset();
       }
       data = {
         chunks: event.chunk + 1,
