@@ -29,7 +29,7 @@ from . import host
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
-from .stage import latent_size
+from .stage import check_device, latent_size
 from .store import kept_at, recalled
 
 
@@ -37,6 +37,7 @@ from .store import kept_at, recalled
 def fitting_on(model: Model) -> Iterator[Model]:
     """The model where ComfyUI computes, in the dtype for it, while other models make room; gradients are possible."""
     device = management.get_torch_device()
+    check_device(device)
     management.unload_all_models()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.tree.to(device, dtype)

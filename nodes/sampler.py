@@ -133,9 +133,8 @@ def sample(
     before = 0 if begun is None else begun.shape[2]
     if before >= total:
         raise SettingError(f"The initial latents have {before} frames and the video {total}; make the video longer.")
-    parts = [
-        x[:, :, span.start : span.stop].to(on.dtype) for span in spans(total - before, on.preset.chunk_frames, before)
-    ]
+    noise = starting(model, x).to(on.dtype)
+    parts = [noise[:, :, span.start : span.stop] for span in spans(total - before, on.preset.chunk_frames, before)]
     cache = on.preset.cache(total, codec)
     needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
     stage.make_room(needed, on.device, patcher, working)
@@ -151,6 +150,15 @@ def sample(
         out[:, :, chunk.start : chunk.start + chunk.latents.shape[2]] = chunk.latents
         bar.picture(live.show(chunk))
     return out
+
+
+def starting(model: Any, x: Tensor) -> Tensor:
+    """What chunks are denoised from.
+
+    ComfyUI scales noise by the first sigma, which is right beside latents to change. With none, families that start
+    below 1 take it whole.
+    """
+    return x if torch.count_nonzero(model.latent_image) else model.noise
 
 
 def check_latents(x: Tensor, base: Any) -> None:

@@ -55,9 +55,24 @@ class Stage:
 
 
 def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Stage:
-    """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's)."""
+    """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's).
+
+    Raises QarvdErrors for a device that cannot run it, and a MODEL that is none of ours.
+    """
+    check_device(device)
     name = host.family_of(patcher, family)
     return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise DeviceError for a device without float64, in which positions and times are computed."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise DeviceError(
+            f"ComfyUI computes on {device}, which has no float64 numbers (Apple's and some of Intel's have none): this "
+            "pack runs on NVIDIA and AMD cards and on CPUs. Start ComfyUI with --cpu to use it here."
+        ) from error
 
 
 def latent_size(config: WanConfig, demo: bool, width: int, height: int) -> tuple[int, int]:
@@ -143,8 +158,8 @@ def chunks_of(
 
 
 def calls(schedule: Schedule, chunks: int, initial: int) -> int:
-    """Model calls of a stream of so many chunks after `initial` ones."""
-    return initial + sum(len(schedule.of_chunk(initial + index)) + 1 for index in range(chunks))
+    """Model calls of a stream of so many chunks after `initial` ones; the last chunk is not written into the cache."""
+    return initial + sum(len(schedule.of_chunk(initial + index)) + 1 for index in range(chunks)) - 1
 
 
 def seeded(stage: Stage, seed: int, batch: int) -> NoiseSource:

@@ -118,7 +118,7 @@ def start(
 ) -> Tensor | None:
     """What the video begins with, in ComfyUI's space.
 
-    Raises SettingError for two beginnings, or an image without VAE.
+    Raises SettingError for two beginnings, an image without VAE, or the VAE of an image model.
     """
     if image is None:
         return None if initial is None else initial["samples"]
@@ -130,7 +130,12 @@ def start(
         1, -1
     )
     latents = vae.encode(scaled[..., :3])
-    return latents if latents.ndim == 5 else latents.unsqueeze(2)
+    if latents.ndim != 5:
+        raise SettingError(
+            f"The VAE gives latents of shape {tuple(latents.shape)}, which are an image's; connect the video VAE of "
+            "this model (Wan 2.1's)."
+        )
+    return latents
 
 
 def run(

@@ -84,9 +84,25 @@ def test_noise_between_steps_is_not_that_of_the_start(
     schedule = part("qarvd.stream.presets").PRESETS["demo"].schedule
     options = {"family": "demo", "frames": (0, 0, -1), "codec": "16-bit", "schedule": schedule}
     sigmas = part("nodes.schedules").sigmas_of(schedule)
-    model = SimpleNamespace(inner_model=guider)
+    model = SimpleNamespace(inner_model=guider, noise=start, latent_image=torch.zeros(shape))
     sampler.sample(model, start, sigmas, {"seed": 7}, **options, initial=None, node="5")
     assert not (drawn[0].float() == start).any()
+
+
+def test_a_family_that_starts_below_full_noise_takes_it_unscaled_unless_it_has_latents_to_change(part: Part) -> None:
+    starting, noise = part("nodes.sampler").starting, torch.randn(1, 16, 3, 8, 8)
+    empty, video = torch.zeros_like(noise), torch.ones_like(noise)
+    for latents, due in ((empty, noise), (video, 0.7 * noise + 0.3 * video)):
+        scaled = 0.7 * noise + 0.3 * latents
+        model = SimpleNamespace(noise=noise, latent_image=latents)
+        assert torch.equal(starting(model, scaled), due)
+
+
+def test_a_device_without_float64_is_refused_in_a_sentence(part: Part) -> None:
+    check_device = part("nodes.stage").check_device
+    check_device(torch.device("cpu"))
+    with pytest.raises(part("qarvd.errors").DeviceError, match=r"computes on mps, .* no float64 .* with --cpu"):
+        check_device(torch.device("mps"))
 
 
 def test_statistics_of_a_recipe_that_measures_less_are_others(part: Part) -> None:

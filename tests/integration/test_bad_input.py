@@ -103,6 +103,12 @@ CASES: Mapping[str, Bad] = {
     "a start image without a VAE": Bad(
         streamed(start_image=["image", 0]) | {"image": ("EmptyImage", {})}, "stream", ("start_image", "connect vae")
     ),
+    "a start image with the VAE of an image model": Bad(
+        streamed(start_image=["image", 0], vae=["vae", 0])
+        | {"image": ("EmptyImage", {}), "vae": ("VAELoader", {"vae_name": "pixel_space"})},
+        "stream",
+        ("which are an image's", "video VAE"),
+    ),
     "initial latents of another VAE": Bad(
         streamed(initial=["empty", 0]) | {"empty": ("EmptyLatentImage", {})},
         "stream",
