@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
-from qarvd.stream.rollout import roll_out
+from qarvd.stream.noise import from_seeds
+from qarvd.stream.sampler import Denoiser, denoise, write
+from qarvd.wan.forward import encode_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Samples:
 def collect(
     tree: Any, setting: Setting, names: Sequence[str], text: Tensor, seeds: Sequence[int]
 ) -> dict[str, Samples]:
-    """Stream prompts `text` [prompts, tokens, text_dim], all in one batch, and keep what linears `names` read."""
+    """Stream prompts `text` [prompts, tokens, text_dim], all in one batch, and keep what linears `names` read.
+
+    As published, the last chunk is written into the cache like any other.
+    """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Any:
@@ -35,8 +40,11 @@ def collect(
 
     hooks = [tree.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     try:
-        for _ in roll_out(tree, setting.config, setting.preset, text, setting.size, setting.frames, seeds):
-            pass
+        draw, schedule = from_seeds(seeds, text.device, text.dtype), setting.preset.schedule
+        denoiser = Denoiser(tree, setting.config, encode_text(tree, setting.config, text), setting.cache())
+        for index, span in enumerate(setting.spans):
+            noise = draw((len(seeds), setting.config.in_dim, len(span), *setting.size))
+            write(denoiser, denoise(denoiser, noise, schedule, draw, index, span.start), schedule)
     finally:
         for hook in hooks:
             hook.remove()
