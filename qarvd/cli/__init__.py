@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 import torch
 
@@ -26,9 +27,16 @@ ADVICE = {
 """What to do when memory runs out, by verb."""
 
 
+class Parser(argparse.ArgumentParser):
+    """One that says what is wrong in a sentence, without listing every option."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"qarvd: {message}; `{self.prog} --help` lists what there is.\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; bad input ends in one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m qarvd", description="Quantize autoregressive video diffusion models and stream them."
     )
     debug = argparse.ArgumentParser(add_help=False)

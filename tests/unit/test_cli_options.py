@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import qarvd.cli.calibrate as calibrate_verb
+from qarvd.cli import main
 from qarvd.errors import SettingError
 from qarvd.ops.codecs import codec_of
 from qarvd.recipe import Recipe
@@ -16,6 +17,14 @@ from .commands import CLIP, Run
 def test_calibrate_asks_for_the_prompts_of_a_real_model(refused: Run, model_file: Path, out: Path) -> None:
     said = refused("calibrate", model_file, "--out", out)
     assert "--prompts is missing" in said and "prompts.txt" in said
+
+
+def test_a_choice_that_there_is_not_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["quantize", "demo", "--recipe", "w2a2", "--out", "out.safetensors"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("qarvd: ") and "'w8a8', 'w4a8'" in said and "quantize --help" in said
 
 
 BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
