@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m qarvd", description="Quantize autoregressive video diffusion models and stream them."
     )
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = Parser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules = {verb: import_module(f".{verb}", __name__) for verb in VERBS}

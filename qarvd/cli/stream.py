@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", required=True, help="text for the demo model; else a safetensors file of embeddings"
     )
+    parser.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("CHUNK", "PROMPT"),
+        help="from chunk CHUNK on (2 is the second) go on with another prompt; may be given several times",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--chunks", type=int, help="how many chunks to generate (7 if nothing is said)")
     length.add_argument("--frames", type=int, help="how many latent frames to generate; the last chunk may be shorter")
@@ -47,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_guidance(args.cfg)
-    inputs = (model_path(args.model), args.prompt, args.initial)
+    inputs = (model_path(args.model), args.prompt, args.initial, *(prompt for _, prompt in args.then))
     check_out(args.out, ".mp4", *inputs)
     if args.endless and args.latents:
         raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
@@ -57,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     demo = model.preset_name == "demo"
     preset = windowed(model.preset, args.window, args.sink)
     frames = None if args.endless else wanted_frames(args.chunks, args.frames, preset)
-    embeddings = bundle.embed([prompts.parse(args.prompt)]) if demo else read_embeddings(args.prompt)
+    embeddings = encoded(args.prompt, demo)
+    changes = {at: encoded(prompt, demo) for at, prompt in changing(args.then).items()}
     size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
     initial = read_latents(args.initial) if args.initial else None
     ready(model, args.device)
@@ -73,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         [args.seed],
         preset.cache(held, args.cache),
         initial,
+        prompts=changes,
     )
 
     total = None if frames is None else -(-frames // preset.chunk_frames)
@@ -112,6 +123,23 @@ def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
 def pixel_frames(latent_frames: int, demo: bool) -> int:
     """Pixel frames that a clip decodes to; Wan's VAE makes one of the first latent frame and four of each other."""
     return latent_frames if demo else 1 + 4 * (latent_frames - 1)
+
+
+def changing(then: Sequence[tuple[str, str]]) -> dict[int, str]:
+    """Prompts by the index of the chunk, from 0, at which they take over."""
+    found: dict[int, str] = {}
+    for number, prompt in then:
+        if not number.isdecimal():
+            raise SettingError(f"--then takes the number of a chunk and a prompt, but {number!r} is no number.")
+        if int(number) - 1 in found:
+            raise SettingError(f"--then gives chunk {number} two prompts; give it one.")
+        found[int(number) - 1] = prompt
+    return found
+
+
+def encoded(prompt: str, demo: bool) -> Tensor:
+    """Embeddings [1, tokens, text_dim] of a prompt of the demo model, or from a file."""
+    return bundle.embed([prompts.parse(prompt)]) if demo else read_embeddings(prompt)
 
 
 def read_embeddings(name: str) -> Tensor:

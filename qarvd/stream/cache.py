@@ -19,6 +19,7 @@ class KVCache(ABC):
     `begin` says which frames the next calls are about; calling it again for the same frames overwrites them,
     which is what every denoising step of a chunk does. Frame f lives in slot f while the cache fills, and after
     that in slot sink + (f - sink) mod (frames - sink), so nothing is ever moved. Attention does not mind the order.
+    `rewind` forgets all but the sink, and goes on from an earlier frame.
     """
 
     def __init__(self, frames: int, sink: int = 0, sink_follows: bool = False, chunk_frames: int = 1) -> None:
@@ -36,6 +37,8 @@ class KVCache(ABC):
     def reset(self) -> None:
         """Forget everything, and free it."""
         self.start = self.end = self.frame_tokens = 0
+        self.origin = self.sink
+        """The frame that lies in the first slot after the sink."""
 
     def begin(self, start: int, frames: int, frame_tokens: int) -> None:
         """Place the chunk of latent frames [start, start + frames), of `frame_tokens` tokens each."""
@@ -48,6 +51,18 @@ class KVCache(ABC):
         if start == self.end:
             self._close()
         self.start, self.end, self.frame_tokens = start, start + frames, frame_tokens
+
+    @property
+    def oldest(self) -> int:
+        """The first latent frame after the sink that is held."""
+        return max(self.origin, self.end - (self.frames - self.sink))
+
+    def rewind(self, start: int) -> None:
+        """Forget all latent frames after the sink; the next chunk begins at `start`, which comes after it."""
+        if not self.sink <= start <= self.end:
+            raise SettingError(f"A cache with a sink of {self.sink} that ends at {self.end} cannot go back to {start}.")
+        self._close()
+        self.start = self.end = self.origin = start
 
     def _close(self) -> None:  # noqa: B027
         """Called when the chunk [self.start, self.end) is final, before the next one begins."""
@@ -63,7 +78,7 @@ class KVCache(ABC):
         frame = start
         while frame < end:
             ring = self.frames - self.sink
-            slot = frame if frame < self.sink else self.sink + (frame - self.sink) % ring
+            slot = frame if frame < self.sink else self.sink + (frame - self.origin) % ring
             run = min(end - frame, (self.sink if frame < self.sink else self.frames) - slot)
             source = (frame - start) * n
             yield slice(source, source + run * n), slice(slot * n, (slot + run) * n)
@@ -97,7 +112,7 @@ class FloatCache(KVCache):
             keys[:, :, slot], values[:, :, slot] = key[:, :, source], value[:, :, source]
         if self.sink_follows and self.evicted:
             self._move_sink(layer, keys)
-        held = min(self.end, self.frames) * self.frame_tokens
+        held = (min(self.end, self.sink) + max(0, self.end - self.oldest)) * self.frame_tokens
         return F.scaled_dot_product_attention(query, keys[:, :, :held], values[:, :, :held])
 
     def detach(self) -> None:

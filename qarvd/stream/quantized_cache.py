@@ -72,7 +72,7 @@ class QuantizedCache(KVCache):
         room = self._ring_frames * self.frame_tokens
         key, value = (x[:, :, sink_tokens:][:, :, -room:] if room else x[:, :, :0] for x in (key, value))
         if key.shape[2]:
-            last = (self.end - self.sink) * self.frame_tokens
+            last = (self.end - self.origin) * self.frame_tokens
             position = (last - key.shape[2]) % room
             if layer.key_offset is None:
                 layer.key_offset = key.float().mean(2)
@@ -87,7 +87,7 @@ class QuantizedCache(KVCache):
         sink_key, sink_value = held.sink or (None, None)
         if sink_key is not None and self.sink_follows and self.evicted:
             sink_key = self._turned(shift_in_time(self._turned(sink_key), self.evicted))
-        older = max(0, self.start - self.sink)
+        older = max(0, self.start - self.origin)
         length = min(older, self._ring_frames) * self.frame_tokens
         return library.kv_attention(
             query, *held.ring, length, held.key_offset, sink_key, sink_value, *held.newest, self.bits

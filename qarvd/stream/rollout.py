@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import SettingError, ShapeError
 from ..wan.config import WanConfig
-from ..wan.forward import encode_text
+from ..wan.forward import encode_text, pad_text
 from .cache import KVCache
 from .noise import NoiseSource, from_seeds
 from .presets import Preset
-from .sampler import Chunk, Denoiser, Step, frame_tokens, spans, stream
+from .sampler import NO_PROMPTS, Chunk, Denoiser, Step, check_prompts, frame_tokens, spans, stream
 from .schedule import Schedule
 
 
@@ -39,14 +39,18 @@ def roll_out(
     initial: Tensor | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     schedule: Schedule | None = None,
+    prompts: Mapping[int, Tensor] = NO_PROMPTS,
 ) -> Iterator[Chunk]:
     """Stream `frames` latent frames (None: endless) of `size` (height, width), one sample per seed.
 
     `embeddings` [batch, tokens, text_dim] decide device and dtype; `initial` [batch, channels, frames, height, width]
-    are clean latents to go on from; their frames are not yielded. `schedule` replaces the preset's.
+    are clean latents to go on from; their frames are not yielded. `schedule` replaces the preset's. `prompts`, each as
+    `embeddings`, take over at the generated chunk of their index, from 1 on.
     """
-    if len(seeds) != len(embeddings):
-        raise ShapeError(f"{len(seeds)} seeds came for {len(embeddings)} prompts; give one per sample.")
+    for text in (embeddings, *prompts.values()):
+        if len(seeds) != len(text):
+            raise ShapeError(f"{len(seeds)} seeds came for {len(text)} prompts; give one per sample.")
+    check_prompts(prompts, None if frames is None else -(-frames // preset.chunk_frames))
     frame_tokens(config, *size)  # refuses a size that does not divide, before the text is encoded
     before = 0 if initial is None else initial.shape[2]
     if initial is not None and initial.shape[:2] + initial.shape[3:] != (len(seeds), config.in_dim, *size):
@@ -62,4 +66,5 @@ def roll_out(
     text = encode_text(tree, config, embeddings)
     given = () if initial is None else initial.to(embeddings).split(preset.chunk_frames, dim=2)
     denoiser = Denoiser(tree, config, text, cache)
-    return stream(denoiser, noise, schedule or preset.schedule, draw, given, on_step)
+    later = {len(given) + index: pad_text(config, text.to(embeddings)) for index, text in prompts.items()}
+    return stream(denoiser, noise, schedule or preset.schedule, draw, given, on_step, later)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor
 
 from ..errors import SettingError, ShapeError
 from ..wan.config import WanConfig
-from ..wan.forward import TextCache, predict
+from ..wan.forward import TextCache, encode_text, predict
 from .cache import KVCache
 from .noise import NoiseSource
 from .schedule import Schedule
+
+NO_PROMPTS: Mapping[int, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,15 @@ def spans(frames: int | None, chunk_frames: int, start: int = 0) -> Iterator[ran
     return (range(f, min(f + chunk_frames, end)) for f in range(start, end, chunk_frames))
 
 
+def check_prompts(chunks: Iterable[int], count: int | None) -> None:
+    """Raise SettingError unless prompts can change at these of `count` generated chunks (None: endless), from 0."""
+    for index in chunks:
+        if index < 1:
+            raise SettingError(f"A prompt is to change at chunk {index + 1}, but the first change is at chunk 2.")
+        if count is not None and index >= count:
+            raise SettingError(f"A prompt is to change at chunk {index + 1}, but the video ends with chunk {count}.")
+
+
 @torch.no_grad()
 def stream(
     denoiser: Denoiser,
@@ -89,25 +102,39 @@ def stream(
     fresh_noise: NoiseSource,
     initial: Iterable[Tensor] = (),
     on_step: Callable[[Step], None] = lambda step: None,
+    prompts: Mapping[int, Tensor] = NO_PROMPTS,
 ) -> Iterator[Chunk]:
     """Yield clean chunks, oldest first, one for each tensor of `noise` [batch, channels, frames, height, width].
 
     `initial` chunks (an encoded image, the end of an earlier clip) are written into the cache and not yielded.
     `fresh_noise` is drawn between steps. A chunk is handed over before the pass that writes it into the cache, which is
     for the next one; the last chunk has none. `on_step` sees every model call and may raise to stop.
+
+    `prompts` [batch, tokens, text_dim] take over from the denoiser's text, each from the chunk of its index on, initial
+    chunks counted. As in LongLive, the window is then written anew with the new prompt, and the sink stays as it is.
     """
     denoiser.cache.reset()
     start = index = 0
+    window: deque[Chunk] = deque()
     try:
         for latents in initial:
-            call(denoiser, schedule, latents, index, 0, 0.0, start, on_step)
+            window.append(Chunk(index, start, latents))
+            write(denoiser, window[-1], schedule, on_step, given=True)
             start, index = start + latents.shape[2], index + 1
-        chunk = None
+        given = index
         for x in noise:
-            if chunk is not None:
-                write(denoiser, chunk, schedule, on_step)
-            chunk = denoise(denoiser, x, schedule, fresh_noise, index, start, on_step)
-            yield chunk
+            if index > given:
+                write(denoiser, window[-1], schedule, on_step)
+            while window and window[0].start < denoiser.cache.oldest:
+                window.popleft()
+            if index in prompts:
+                denoiser = replace(denoiser, text=encode_text(denoiser.tree, denoiser.config, prompts[index]))
+                if window:
+                    denoiser.cache.rewind(window[0].start)
+                for chunk in window:
+                    write(denoiser, chunk, schedule, on_step, given=chunk.index < given)
+            window.append(denoise(denoiser, x, schedule, fresh_noise, index, start, on_step))
+            yield window[-1]
             start, index = start + x.shape[2], index + 1
     finally:
         denoiser.cache.reset()
@@ -132,11 +159,15 @@ def denoise(
 
 
 def write(
-    denoiser: Denoiser, chunk: Chunk, schedule: Schedule, on_step: Callable[[Step], None] = lambda step: None
+    denoiser: Denoiser,
+    chunk: Chunk,
+    schedule: Schedule,
+    on_step: Callable[[Step], None] = lambda step: None,
+    given: bool = False,
 ) -> None:
-    """Write a finished chunk into the cache, for those that follow."""
-    last = len(schedule.of_chunk(chunk.index))
-    call(denoiser, schedule, chunk.latents, chunk.index, last, schedule.context_noise, chunk.start, on_step)
+    """Write a finished chunk into the cache, for those that follow; one that was `given` has no other call."""
+    step, timestep = (0, 0.0) if given else (len(schedule.of_chunk(chunk.index)), schedule.context_noise)
+    call(denoiser, schedule, chunk.latents, chunk.index, step, timestep, chunk.start, on_step)
 
 
 def call(

@@ -80,7 +80,7 @@ class Ledger:
             self.held[start + i] = pair
         end, sink = start + key.shape[2] // TOKENS, self.plan.sink
         evicted = max(0, end - self.plan.frames)
-        kept = [f for f in range(end) if f < sink or f >= sink + evicted]
+        kept = [f for f in range(end) if f in self.held and (f < sink or f >= sink + evicted)]
         move = self.plan.sink_follows and evicted
         keys = [shift_in_time(self.held[f][0], evicted) if move and f < sink else self.held[f][0] for f in kept]
         return F.scaled_dot_product_attention(
@@ -115,6 +115,47 @@ def test_8_bits_agree_with_float_within_3_percent_and_4_within_30(plan: Plan) ->
             for cache, most in zip(coarse, (0.03, 0.3), strict=True):
                 cache.begin(start, frames, TOKENS)
                 assert (cache.attend(0, *call) - due).norm() < most * due.norm()
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(tails=False), st.data())
+def test_after_going_back_only_the_sink_and_what_was_written_since_is_read(plan: Plan, data: st.DataObject) -> None:
+    exact, *coarse = (plan.cache(codec) for codec in CACHES)
+    ledger, source, chunks = Ledger(plan), draws(), list(plan.starts())
+
+    def write(start: int, frames: int) -> None:
+        call = of_frames(source, frames)
+        for cache in (exact, *coarse):
+            cache.begin(start, frames, TOKENS)
+        due = ledger.attend(start, *call)
+        torch.testing.assert_close(exact.attend(0, *call), due)
+        for cache, most in zip(coarse, (0.03, 0.3), strict=True):
+            assert (cache.attend(0, *call) - due).norm() < most * due.norm()
+
+    turns = data.draw(st.lists(st.integers(1, len(chunks)), max_size=2, unique=True).map(sorted))
+    for turn in turns:
+        for start, frames in chunks[:turn]:
+            if start >= exact.end:
+                write(start, frames)
+        held = [chunk for chunk in chunks[:turn] if chunk[0] >= exact.oldest]
+        if held:
+            for cache in (exact, *coarse):
+                cache.rewind(held[0][0])
+            ledger.held = {f: pair for f, pair in ledger.held.items() if f < plan.sink}
+            for start, frames in held:
+                write(start, frames)
+    for start, frames in chunks:
+        if start >= exact.end:
+            write(start, frames)
+
+
+@every_codec
+@pytest.mark.parametrize("start", [1, 4])
+def test_going_back_into_the_sink_or_ahead_is_refused(codec: str, start: int) -> None:
+    cache = CACHES[codec](9, 2)
+    fill(cache, Plan(9, 2, (3,)), draws())
+    with pytest.raises(SettingError, match=f"ends at 3 cannot go back to {start}"):
+        cache.rewind(start)
 
 
 @settings(deadline=None, max_examples=30)

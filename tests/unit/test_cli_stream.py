@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from qarvd.cli import main
 from qarvd.cli import stream as stream_verb
@@ -35,6 +36,11 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "folder": (["--out", "/dev/null/clip.mp4"], "choose another folder"),
     "folder of latents": (["--latents", "/dev/null/clip.safetensors"], "choose another folder"),
     "no such folder": (["--out", "/nowhere/at/all/clip.mp4"], "choose another folder"),
+    "another prompt at the start": (["--then", "1", "prompt"], "the first change is at chunk 2"),
+    "another prompt after the end": (["--then", "3", "prompt"], "the video ends with chunk 2"),
+    "another prompt at no chunk": (["--then", "late", "prompt"], "'late' is no number"),
+    "two prompts at once": (["--then", "2", "prompt", "--then", "2", "prompt"], "two prompts"),
+    "no such other prompt": (["--then", "2", "nowhere.safetensors"], "There is no file"),
     "no such initial latents": (["--initial", "nowhere.safetensors"], "There is no file"),
 }
 
@@ -44,6 +50,7 @@ def test_stream_refuses_a_bad_option_and_keeps_an_existing_video(
     refused: Run, arguments: list[object], tmp_path: Path, bad: str
 ) -> None:
     options, expected = BAD_OPTIONS[bad]
+    options = [str(arguments[3]) if option == "prompt" else option for option in options]
     (tmp_path / "clip.mp4").write_bytes(b"precious")
     before = sorted(tmp_path.iterdir())
     assert expected in refused(*arguments, *options)
@@ -84,12 +91,25 @@ def test_frames_need_not_fill_the_last_chunk_and_a_clip_can_go_on(
         assert played(tmp_path / "a.mp4") == 4
 
 
+def test_a_stream_goes_on_with_another_prompt(
+    run: Run, arguments: list[object], embeddings: Tensor, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"text_embeds": embeddings[0] + 1}, other)
+    found = {}
+    for name, then in (("one", ()), ("two", ("--then", 2, other))):
+        run(*arguments, *then, "--latents", tmp_path / f"{name}.safetensors")
+        found[name] = load_file(tmp_path / f"{name}.safetensors")["latents"].split(3, dim=2)
+    assert torch.equal(found["one"][0], found["two"][0])
+    assert not torch.equal(found["one"][1], found["two"][1])
+
+
 def interrupting(after: int, error: type[BaseException]) -> Callable[..., Iterator[Chunk]]:
     """A roll-out that is stopped while chunk `after` is denoised."""
     roll_out = stream_verb.roll_out
 
-    def stopped(*arguments: object) -> Iterator[Chunk]:
-        for chunk in roll_out(*arguments):  # pyright: ignore
+    def stopped(*arguments: object, **options: object) -> Iterator[Chunk]:
+        for chunk in roll_out(*arguments, **options):  # pyright: ignore
             if chunk.index == after:
                 raise error("Stopped by the test.")
             yield chunk
