@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -20,7 +20,7 @@ from .live import Live
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
 from .schedules import agreed
-from .sockets import ScheduleSocket
+from .sockets import Changes, ScheduleSocket
 
 
 def stream_inputs() -> list[Any]:
@@ -51,6 +51,11 @@ def stream_inputs() -> list[Any]:
     ]
 
 
+def changes_input() -> Any:
+    """The socket for changes of prompt that both streaming nodes have."""
+    return Changes.Input("changes", optional=True, tooltip="Of Change Prompt: prompts that take over later.")
+
+
 class StreamingSampler(io.ComfyNode):
     """A SAMPLER that denoises chunk by chunk over a cache."""
 
@@ -76,6 +81,7 @@ class StreamingSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Latents to go on from (an encoded image); they take the place of the first frames.",
                 ),
+                changes_input(),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
@@ -91,6 +97,7 @@ class StreamingSampler(io.ComfyNode):
         cache: str,
         schedule: Schedule | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        changes: Mapping[int, Sequence[Any]] | None = None,
     ) -> io.NodeOutput:
         options = {
             "family": family,
@@ -99,6 +106,7 @@ class StreamingSampler(io.ComfyNode):
             "schedule": schedule,
             "initial": None if initial is None else initial["samples"],
             "node": cls.hidden.unique_id,
+            "changes": changes,
         }
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
@@ -118,6 +126,7 @@ def sample(
     schedule: Schedule | None,
     initial: Tensor | None,
     node: str | None,
+    changes: Mapping[int, Sequence[Any]] | None = None,
 ) -> Tensor:
     """Denoise `x`, noise [batch, channels, frames, height, width] in the model's space, as ComfyUI's samplers do."""
     guider = model.inner_model
@@ -142,11 +151,12 @@ def sample(
     fresh = stage.seeded(on, ((extra_args or {}).get("seed") or 0) + 1, batch)
     text = stage.text_of(guider.conds["positive"], batch)
     live = Live(node, on.demo, len(parts), before)
-    bar = Progress(stage.calls(chosen, len(parts), 0 if begun is None else -(-before // on.preset.chunk_frames)))
+    prompts = stage.prompts_of(changes, batch, len(parts))
+    bar = Progress(stage.calls(chosen, total - before, before, cache, prompts))
     out = x.clone()
     if begun is not None:
         out[:, :, :before] = begun
-    for chunk in stage.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar):
+    for chunk in stage.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar, prompts):
         out[:, :, chunk.start : chunk.start + chunk.latents.shape[2]] = chunk.latents
         bar.picture(live.show(chunk))
     return out

@@ -19,6 +19,8 @@ Statistics = io.Custom("QARVD_STATISTICS")
 """`StoredCalibration`."""
 ScheduleSocket = io.Custom("QARVD_SCHEDULE")
 """`qarvd.stream.schedule.Schedule`."""
+Changes = io.Custom("QARVD_CHANGES")
+"""CONDITIONINGs by the index, from 0, of the generated chunk at which each takes over."""
 
 
 @dataclass(frozen=True)
@@ -38,4 +40,13 @@ class StoredCalibration:
     path: Path
 
 
-__all__ = ["PromptList", "Prompts", "Recipe", "Schedule", "ScheduleSocket", "Statistics", "StoredCalibration"]
+__all__ = [
+    "Changes",
+    "PromptList",
+    "Prompts",
+    "Recipe",
+    "Schedule",
+    "ScheduleSocket",
+    "Statistics",
+    "StoredCalibration",
+]

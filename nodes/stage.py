@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from ..qarvd.errors import DeviceError, SettingError, ShapeError
 from ..qarvd.stream.cache import KVCache
 from ..qarvd.stream.noise import NoiseSource, from_seeds
 from ..qarvd.stream.presets import PRESETS, Preset
-from ..qarvd.stream.sampler import Chunk, Denoiser, Step, frame_tokens, stream
+from ..qarvd.stream.sampler import Chunk, Denoiser, Step, check_prompts, frame_tokens, spans, stream
 from ..qarvd.stream.schedule import Schedule
 from ..qarvd.wan.config import WanConfig
-from ..qarvd.wan.forward import encode_text
+from ..qarvd.wan.forward import encode_text, pad_text
 from . import host
 from .progress import Progress
 
@@ -144,27 +144,48 @@ def chunks_of(
     cache: KVCache,
     initial: Tensor | None,
     progress: Progress,
+    prompts: Mapping[int, Tensor],
 ) -> Iterator[Chunk]:
-    """Stream chunks in the model's space; `initial` latents, in that space too, come before and are not yielded."""
+    """Stream chunks in the model's space; `initial` latents, in that space too, come before and are not yielded.
+
+    `prompts` are those of `prompts_of`.
+    """
 
     def step(step: Step) -> None:
         progress.advance()
 
     tree = stage.base.diffusion_model
-    text = encode_text(tree, stage.config, embeddings.to(stage.device, stage.dtype))
+    first, *others = (pad_text(stage.config, x.to(stage.device, stage.dtype)) for x in (embeddings, *prompts.values()))
     given = () if initial is None else initial.split(stage.preset.chunk_frames, dim=2)
-    denoiser = Denoiser(tree, stage.config, text, cache)
-    return stream(denoiser, noise, schedule, fresh, given, step)
+    later = {len(given) + index: text for index, text in zip(prompts, others, strict=True)}
+    denoiser = Denoiser(tree, stage.config, encode_text(tree, stage.config, first), cache)
+    return stream(denoiser, noise, schedule, fresh, given, step, later)
 
 
-def calls(schedule: Schedule, chunks: int, initial: int) -> int:
-    """Model calls of a stream of so many chunks after `initial` ones; the last chunk is not written into the cache."""
-    return initial + sum(len(schedule.of_chunk(initial + index)) + 1 for index in range(chunks)) - 1
+def calls(schedule: Schedule, frames: int, before: int, cache: KVCache, prompts: Mapping[int, Tensor]) -> int:
+    """Model calls of a stream of `frames` latent frames after `before` ones.
+
+    The last chunk is not written into the cache; a change of prompt writes the chunks that begin in the window anew.
+    """
+    given = [span.start for span in spans(before, cache.chunk_frames)] if before else []
+    starts = given + [span.start for span in spans(frames, cache.chunk_frames, before)]
+    total = len(given) + sum(len(schedule.of_chunk(index)) + 1 for index in range(len(given), len(starts))) - 1
+    for index in prompts:
+        at = starts[len(given) + index]
+        oldest = max(cache.sink, at - (cache.frames - cache.sink))
+        total += sum(oldest <= start < at for start in starts)
+    return total
 
 
 def seeded(stage: Stage, seed: int, batch: int) -> NoiseSource:
     """Noise for each sample of a batch, the same on every device."""
     return from_seeds([(seed + index) % 2**64 for index in range(batch)], stage.device, stage.dtype)
+
+
+def prompts_of(changes: Mapping[int, Sequence[Any]] | None, batch: int, chunks: int) -> dict[int, Tensor]:
+    """The embeddings that take over, by the index of the generated chunk. Raises SettingError for one out of reach."""
+    check_prompts(changes or (), chunks)
+    return {index: text_of(conditioning, batch) for index, conditioning in (changes or {}).items()}
 
 
 def text_of(conditioning: Sequence[Any], batch: int) -> Tensor:

@@ -18,7 +18,7 @@ from . import stage
 from .live import Live
 from .models import CATEGORY
 from .progress import Progress
-from .sampler import fitting, stream_inputs
+from .sampler import changes_input, fitting, stream_inputs
 from .sockets import ScheduleSocket
 
 
@@ -58,6 +58,7 @@ class StreamVideo(io.ComfyNode):
                 io.Latent.Input("initial", optional=True, tooltip="Latents to go on from, such as the end of a video."),
                 io.Vae.Input("vae", optional=True, tooltip="For a start image only: the VAE of this model."),
                 io.Image.Input("start_image", optional=True, tooltip="The first frame. Needs the VAE."),
+                changes_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -87,6 +88,7 @@ class StreamVideo(io.ComfyNode):
         initial: Mapping[str, Tensor] | None = None,
         vae: Any | None = None,
         start_image: Tensor | None = None,
+        changes: Mapping[int, Sequence[Any]] | None = None,
     ) -> io.NodeOutput:
         device = model.load_device
         on = stage.of(model, model.model, family, (chunk_frames, window, sink), device)
@@ -104,6 +106,7 @@ class StreamVideo(io.ComfyNode):
                 schedule,
                 given,
                 cls.hidden.unique_id,
+                stage.prompts_of(changes, batch_size, chunks),
             )
         figures = live.figures()
         info = (
@@ -149,6 +152,7 @@ def run(
     schedule: Schedule | None,
     given: Tensor | None,
     node: str | None,
+    prompts: Mapping[int, Tensor],
 ) -> tuple[Tensor, Live]:
     """Load, make room, stream: latents [batch, channels, frames, height, width] in ComfyUI's space."""
     batch, chosen, chunk_frames = len(text), schedule or on.preset.schedule, on.preset.chunk_frames
@@ -165,10 +169,10 @@ def run(
     begun = None if given is None else on.to_model(given)
     draw = stage.seeded(on, seed, batch)
     noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
-    bar = Progress(stage.calls(chosen, chunks, -(-before // chunk_frames)))
+    bar = Progress(stage.calls(chosen, frames, before, cache, prompts))
     live = Live(node, on.demo, chunks, before)
     parts = [] if begun is None else [on.to_socket(begun)]
-    for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar):
+    for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar, prompts):
         parts.append(on.to_socket(chunk.latents))
         live.show(chunk)
     return torch.cat(parts, dim=2), live

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow_parts import EXPORTED, FULL, QUANTIZED, TEXT, Node, Out, encoders, note, video
+from workflow_parts import EXPORTED, FULL, LATER_PROMPT, QUANTIZED, TEXT, Node, Out, encoders, note, video
 
 DEMO_SIZE = {"width": 32, "height": 32}
 RESULT = "output/diffusion_models"
@@ -152,6 +152,38 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         ),
         "frames": Node("VAEDecode", (870, 20), {"samples": Out("stream"), "vae": Out("vae")}, (250, 60)),
         **video("frames", 870, 140, "stream"),
+    },
+    "change-prompt": {
+        "note": note(
+            (40, -190),
+            (690, 150),
+            "## Several scenes in one stream\n\n*Change Prompt* has the second prompt take over at chunk 8. Chain more "
+            "of them for more scenes. LongLive is trained for this; with other families change little at a time, and "
+            "repeat in each prompt what stays.",
+        ),
+        "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
+        **encoders(40, 190),
+        "second text": Node(
+            "CLIPTextEncode", (40, 550), {"clip": Out("clip"), "text": LATER_PROMPT}, (330, 150), "Second prompt"
+        ),
+        "vae": Node("VAELoader", (40, 760), {"vae_name": TEXT["vae"]}, (330, 60)),
+        "change": Node("QarvdChangePrompt", (410, 550), {"positive": Out("second text"), "chunk": 8}, (330, 110)),
+        "stream": Node(
+            "QarvdStream",
+            (780, 20),
+            {
+                "model": Out("model"),
+                "positive": Out("text"),
+                "changes": Out("change"),
+                "chunks": 14,
+                "window": 12,
+                "sink": 3,
+                "cache": "int8",
+            },
+            (420, 740),
+        ),
+        "frames": Node("VAEDecode", (1240, 20), {"samples": Out("stream"), "vae": Out("vae")}, (250, 60)),
+        **video("frames", 1240, 140, "scenes"),
     },
     "compare-full-and-quantized": {
         "note": note(

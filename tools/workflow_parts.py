@@ -27,6 +27,10 @@ PROMPT = (
     "A stylish woman strolls down a bustling Tokyo street, the warm glow of neon lights and animated city signs "
     "casting vibrant reflections."
 )
+LATER_PROMPT = (
+    "A stylish woman strolls down a bustling Tokyo street as heavy rain sets in; she opens a red umbrella, and neon "
+    "lights shimmer in the puddles."
+)
 
 
 @dataclass(frozen=True)

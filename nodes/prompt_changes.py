@@ -1,0 +1,45 @@
+"""The node with which a stream goes on with another prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..qarvd.errors import SettingError
+from .models import CATEGORY
+from .sockets import Changes
+
+
+class ChangePrompt(io.ComfyNode):
+    """A prompt and the chunk at which it takes over."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QarvdChangePrompt",
+            display_name="Change Prompt",
+            category=CATEGORY,
+            description=(
+                "Has a stream go on with another prompt from a chunk on. The window is written anew with it, as in "
+                "LongLive, so that the scene follows; the sink stays as it is. Chain several for several changes."
+            ),
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The prompt that takes over, of CLIP Text Encode."),
+                io.Int.Input(
+                    "chunk", default=4, min=2, max=100_000, tooltip="The first chunk that is made with it, from 2 on."
+                ),
+                Changes.Input("earlier", optional=True, tooltip="Of another Change Prompt; the order does not matter."),
+            ],
+            outputs=[Changes.Output(display_name="changes", tooltip="For Stream AR Video or Streaming AR Sampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive: Sequence[Any], chunk: int, earlier: Mapping[int, Sequence[Any]] | None = None
+    ) -> io.NodeOutput:
+        changes = dict(earlier or {})
+        if chunk - 1 in changes:
+            raise SettingError(f"Two prompts are to take over at chunk {chunk}; give one of them another chunk.")
+        return io.NodeOutput({**changes, chunk - 1: positive})
