@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from harness.client import Client
 from harness.server import Server
 
@@ -26,3 +28,12 @@ def shared_comfy(server: Server) -> Any:
     """A client for what is run once, for several tests of a file."""
     with Client(server) as client:
         yield client
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the server, see harness.server."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from harness.client import Client, Prompt, Run
 from harness.graph import number, numbers, to_prompt
 from harness.install import PACK
+from harness.latents import read_latents
 from harness.server import Server
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qarvd.checkpoint.model import load
@@ -35,15 +34,6 @@ CHUNK_FIELDS = {
     *("node", "prompt_id", "chunk", "chunks", "first_frame", "frames", "frames_per_second", "width", "height"),
     *("sprite", "first_frame_seconds", "pixel_frames", "pixel_frames_per_second"),
 }
-# Of the VAE of Wan 2.1, channel by channel, as published: ComfyUI's latents are times the second, plus the first.
-MEAN = (
-    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
-    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
-)
-DEVIATION = (
-    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
-    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
-)
 
 
 @dataclass(frozen=True)
@@ -67,8 +57,7 @@ class Ran:
     def latents(self, id: str) -> Tensor:
         """[1, 16, frames, 8, 8] in the model's space, of a node that saved them."""
         (path,) = self.files(id, "latents")
-        mean, deviation = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (MEAN, DEVIATION))
-        return (load_file(path)["latent_tensor"] - mean) / deviation
+        return read_latents(path)
 
     def images(self, id: str) -> Tensor:
         """[frames, height, width, 3] as bytes."""
@@ -142,15 +131,6 @@ def test_a_workflow_runs_to_its_end_and_shows_the_digit_it_was_told(name: str, r
     assert_shows(frames.float().mean(-1) / 255, words(ran))
     (animation,) = ran.files(number(ran.prompt, "SaveAnimatedWEBP"), "images")
     assert animation.read_bytes().count(b"ANMF") == FRAMES
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As in the server, see harness.server."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_full_and_quantized_branches_of_one_model_are_the_streams_of_the_library(demo: Ran, one_thread: None) -> None:
