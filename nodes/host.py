@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -15,7 +16,7 @@ import comfy.supported_models as families
 import torch
 from torch import Tensor
 
-from ..qarvd.checkpoint.model import Model, assemble, state_tensors
+from ..qarvd.checkpoint.model import Model, assemble, state_tensors, told
 from ..qarvd.checkpoint.quantized import MARKER
 from ..qarvd.errors import CheckpointError, SettingError
 from ..qarvd.recipe import Recipe
@@ -99,6 +100,14 @@ def about(patcher: Any) -> About | None:
     return found if isinstance(found, About) else None
 
 
+def told_family(patcher: Any) -> str | None:
+    """What the file of a MODEL says of its family, where ComfyUI's own loader remembers the file (from 0.27 on)."""
+    _, arguments, *_ = getattr(patcher, "cached_patcher_init", None) or (None, ())
+    path = Path(arguments[0]) if arguments and isinstance(arguments[0], str) else None
+    family = None if path is None else told(path).get("preset")
+    return family if isinstance(family, str) and family in PRESETS else None
+
+
 def with_family(patcher: Any, family: str) -> Any:
     """A clone of a MODEL, as any loader gives it, that knows its family; one that does keeps what it knows."""
     config_of(patcher)
@@ -111,12 +120,13 @@ def with_family(patcher: Any, family: str) -> Any:
 def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     """The family of a MODEL, or the one that was chosen for it. Raises SettingError where neither is known."""
     config_of(patcher)
-    known = about(patcher)
+    ours = about(patcher)
+    known = told_family(patcher) if ours is None else ours.family
     if chosen != AUTOMATIC:
         find_preset(chosen)
-        if known is not None and chosen != known.family:
+        if known is not None and chosen != known:
             raise SettingError(
-                f"This MODEL says that it is of the family {known.family!r}, but {chosen!r} was chosen: leave it "
+                f"This MODEL says that it is of the family {known!r}, but {chosen!r} was chosen: leave it "
                 f"{AUTOMATIC}, or choose another one where the MODEL is loaded."
             )
         if chosen == DEMO and known is None:
@@ -127,7 +137,7 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
             "This MODEL does not say which autoregressive family it belongs to. Load it with Load AR Model, or choose "
             f"its family on this node: {', '.join(PRESETS)}."
         )
-    return known.family
+    return known
 
 
 def config_of(patcher: Any) -> WanConfig:

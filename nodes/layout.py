@@ -36,7 +36,7 @@ def register() -> str | None:
 
         original: Load = comfy.ops._load_quantized_module
     except (ImportError, AttributeError) as error:
-        return f"this ComfyUI holds no quantized weights of foreign formats ({_first_line(error)})"
+        return f"that takes ComfyUI 0.27 or later ({_first_line(error)})"
     try:
         from . import tensors
     except ImportError as error:

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..qarvd import __version__
-from ..qarvd.checkpoint.model import Model, checksum, load, save
+from ..qarvd.checkpoint.model import Model, checksum, holds, load, save
 from ..qarvd.checkpoint.tensorwise import save_tensorwise
 from ..qarvd.errors import SettingError
 from ..qarvd.jobs.budget import check_target
@@ -26,12 +26,15 @@ from .calibration import fitting_on
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .outliers import layer_data
 from .progress import Progress
-from .say import say_once
 from .sockets import Recipe, Statistics, StoredCalibration
 from .store import kept_at, recalled
 
 OURS = "qarvd (dual scale, this pack loads it)"
 STOCK = "int8_tensorwise (ComfyUI loads it without this pack)"
+
+NO_STATISTICS = (
+    "No statistics came, so weights were rounded to nearest, which is much worse: connect those of Calibrate."
+)
 
 DEVICES = ("CON", "PRN", "AUX", "NUL", "COM", "LPT")
 """What Windows takes for a device, whatever ending follows; COM and LPT with a number."""
@@ -74,8 +77,9 @@ class Quantize(io.ComfyNode):
         with torch.inference_mode(False):
             found = host.library_model(model, family)
             identity(found)  # refuses a quantized one
+            note = None
             if statistics is None:
-                recipe = data_free(recipe)
+                recipe, note = data_free(recipe)
             check_target(found, recipe)
             about = {
                 "model": identity(found),
@@ -93,16 +97,18 @@ class Quantize(io.ComfyNode):
         patcher = host.patcher_of(made)
         reports = [report_from({"name": name, **told}) for name, told in made.notes["layers"].items()]  # pyright: ignore
         table = by_kind(reports)
-        return io.NodeOutput(patcher, text_table(table), ui=report_data(made, reports, table))
+        text = text_table(table)
+        return io.NodeOutput(
+            patcher, text if note is None else f"{note}\n\n{text}", ui=report_data(made, reports, table, note)
+        )
 
 
-def data_free(recipe: Choices) -> Choices:
-    """The recipe that needs no statistics. Raises SettingError where one makes no sense without."""
+def data_free(recipe: Choices) -> tuple[Choices, str | None]:
+    """The recipe that needs no statistics, and what to say of it. Raises SettingError where none makes sense."""
     if recipe.target is not None:
         raise SettingError("A bit budget chooses by measured effects: connect the statistics of Calibrate.")
-    if recipe != recipe.without_data():
-        say_once("No statistics came to Dual-Scale Quantize, so weights are rounded to nearest, which is much worse.")
-    return recipe.without_data()
+    simple = recipe.without_data()
+    return simple, None if simple == recipe else NO_STATISTICS
 
 
 def checksum_of(statistics: StoredCalibration) -> str:
@@ -127,13 +133,18 @@ def fit(
     work.finish(lambda temporary: save(made, temporary), path)
 
 
-def report_data(model: Model, reports: Sequence[LayerReport], table: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+def report_data(
+    model: Model, reports: Sequence[LayerReport], table: Sequence[Mapping[str, object]], note: str | None
+) -> dict[str, Any]:
     """What the panel draws."""
     told = {report.name: report for report in reports}
     groups = linear_groups(model.config.num_layers)
     cells = [layer_data(names, told[names[0]].shape[1], told[names[0]].n_outlier) for names in groups]
     rows = [[v if isinstance(v, int | float | None) else str(v) for v in row.values()] for row in table]
-    return {"qarvd_outliers": [{"layers": cells}], "qarvd_table": [{"columns": list(table[0]), "rows": rows}]}
+    return {
+        "qarvd_outliers": [{"layers": cells}],
+        "qarvd_table": [{"columns": list(table[0]), "rows": rows, "note": note}],
+    }
 
 
 class SaveModel(io.ComfyNode):
@@ -147,12 +158,16 @@ class SaveModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Writes output/diffusion_models/NAME.safetensors, which the loaders list after pressing R. The file "
-                "tells its family, recipe and frame weights, and opens in ComfyUI's Load Diffusion Model."
+                "tells its family, recipe and frame weights. From ComfyUI 0.27 on, Load Diffusion Model opens it too."
             ),
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="Of Dual-Scale Quantize."),
-                io.String.Input("name", default="quantized", tooltip="Of the file; an existing one gets a number."),
+                io.String.Input(
+                    "name",
+                    default="quantized",
+                    tooltip="Of the file; a new one gets a number where another model has the name.",
+                ),
                 io.Combo.Input(
                     "format",
                     options=[OURS, STOCK],
@@ -170,23 +185,21 @@ class SaveModel(io.ComfyNode):
             raise SettingError("This MODEL is in full precision; quantize it first (Dual-Scale Quantize).")
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)
-        path = free_name(folder, name)
-        if format == STOCK:
-            save_tensorwise(found, path)
-        else:
-            save(found, path)
-        told = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB"
+        names = file_names(folder, name)
+        path = next((path for path in names if not path.exists() or (format == OURS and holds(path, found))), None)
+        if path is None:
+            raise SettingError(f"There are a thousand files called {names[0].stem} in {folder}; choose another name.")
+        there = path.exists()
+        if not there:
+            (save_tensorwise if format == STOCK else save)(found, path)
+        told = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB{', which was there already' if there else ''}"
         return io.NodeOutput(str(path), ui={"text": [told]})
 
 
-def free_name(folder: Path, name: str) -> Path:
-    """A path in `folder` that is not taken. Raises SettingError for a name that leads elsewhere."""
+def file_names(folder: Path, name: str) -> list[Path]:
+    """Paths in `folder` for a model called so, with numbers. Raises SettingError for a name that leads elsewhere."""
     stem = name.strip().removesuffix(".safetensors")
     device = stem.split(".")[0].upper().rstrip("0123456789 ") in DEVICES
     if not stem.isprintable() or set(stem) & set('/\\:*?"<>|') or stem[:1] in ("", ".") or device:
         raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")
-    candidates = [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]
-    for path in candidates:
-        if not path.exists():
-            return path
-    raise SettingError(f"There are a thousand files called {stem} in {folder}; choose another name.")
+    return [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]

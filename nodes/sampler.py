@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..qarvd.demo.bundle import LATENT_SIDE
 from ..qarvd.errors import SettingError, ShapeError
 from ..qarvd.stream.presets import CACHES
 from ..qarvd.stream.rollout import check_guidance
@@ -136,6 +137,11 @@ def sample(
     on = stage.of(patcher, base, family, frames, x.device)
     batch, _, total, height, width = x.shape
     size = (height, width)
+    if on.demo and size != (LATENT_SIDE, LATENT_SIDE):
+        raise SettingError(
+            f"The demo model draws latents of {LATENT_SIDE} x {LATENT_SIDE}, but {width} x {height} came; set width "
+            f"and height of the empty video latent to {8 * LATENT_SIDE}."
+        )
     frame_tokens(on.config, *size)
     chosen = agreed(sigmas, schedule, on.preset.schedule)
     begun = None if initial is None else on.to_model(fitting(initial, x))

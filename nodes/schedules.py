@@ -105,19 +105,21 @@ def agreed(sigmas: Tensor, schedule: Schedule | None, default: Schedule) -> Sche
     """
     values = sigmas.detach().float().cpu()
     if len(values) < 2 or values[-1] != 0:
-        raise SettingError(
-            f"The sigmas {[round(v, 4) for v in values.tolist()]} do not end in 0; take them from AR Schedule."
-        )
+        raise SettingError(f"The sigmas {_written(values)} do not end in 0; take them from AR Schedule.")
     if schedule is None:
         same = _same(values, sigmas_of(default))
         times = tuple(float(v) * STEPS for v in values[:-1])
         return default if same else Schedule(times, default.shift, None, default.context_noise)
     if not _same(values, sigmas_of(schedule)):
         raise SettingError(
-            f"The sigmas {[round(v, 4) for v in values.tolist()]} and the schedule {list(schedule.timesteps)} "
-            "disagree; take both from one AR Schedule, or unplug one."
+            f"The sigmas {_written(values)} and those of the schedule, {_written(sigmas_of(schedule))}, disagree; take "
+            "both from one AR Schedule, or unplug one."
         )
     return schedule
+
+
+def _written(sigmas: Tensor) -> list[float]:
+    return [round(v, 4) for v in sigmas.tolist()]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -110,7 +110,7 @@ class StreamVideo(io.ComfyNode):
             )
         figures = live.figures()
         info = (
-            f"{live.done} chunks, {figures['pixel_frames']} pixel frames; the first chunk after "
+            f"{live.done} chunk{'s'[: live.done > 1]}, {figures['pixel_frames']} pixel frames; the first chunk after "
             f"{figures['first_frame_seconds']:.2f} s, {figures['pixel_frames_per_second']:.2f} pixel frames a second"
         )
         return io.NodeOutput({"samples": samples}, info, ui=live.result())

@@ -2,7 +2,15 @@
 
 
 class QarvdError(Exception):
-    """Base of every error this package raises for bad input."""
+    """Base of every error this package raises for bad input.
+
+    ComfyUI shows an error's module before its message; there, the true one begins with the path of the pack.
+    """
+
+    __module__ = "qarvd"
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "qarvd"
 
 
 class ShapeError(QarvdError):

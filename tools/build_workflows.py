@@ -112,9 +112,20 @@ def built(name: str, nodes: Mapping[str, Node], specs: Mapping[str, Any]) -> dic
         "links": links,
         "groups": [],
         "config": {},
-        "extra": {"ds": {"scale": 0.7, "offset": [80, 380]}},
+        "extra": {"ds": view(list(made.values()))},
         "version": 0.4,
     }
+
+
+def view(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scale and offset at which a window of 1,600 x 950 shows everything, clear of the page's own buttons.
+
+    Below 0.6 the legacy renderer leaves out all text.
+    """
+    left, top = (min(node["pos"][axis] for node in nodes) for axis in (0, 1))
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes) for axis in (0, 1))
+    scale = max(0.6, round(min(0.8, 1480 / (right - left), 800 / (bottom - top)), 2))
+    return {"scale": scale, "offset": [round(70 / scale - left), round(120 / scale - top)]}
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ RESULT = "output/diffusion_models"
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "demo": {
         "note": note(
-            (40, -260),
-            (660, 220),
+            (40, -220),
+            (660, 180),
             "## The whole job on the bundled model\n\nPress **Run**: no download, no GPU. It takes a minute or "
             "two.\n\n1. *Calibrate* rolls the demo model out on 24 prompts and measures how much each chunk "
             "matters.\n2. *Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit "
@@ -31,7 +31,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             {"model": Out("demo"), "recipe": Out("recipe"), "statistics": Out("calibrate")},
             (460, 480),
         ),
-        "save": Node("QarvdSaveModel", (380, 650), {"model": Out("quantize"), "name": "demo-w4a8"}, (320, 120)),
+        "save": Node("QarvdSaveModel", (1240, 720), {"model": Out("quantize"), "name": "demo-w4a8"}, (320, 120)),
         "full": Node(
             "QarvdStream",
             (1240, 20),
@@ -41,18 +41,18 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         ),
         "quantized": Node(
             "QarvdStream",
-            (1240, 720),
+            (1620, 20),
             {"model": Out("quantize"), "positive": Out("demo", 1), "seed": 1, **DEMO_SIZE},
             (340, 640),
             "Stream with 4-bit weights",
         ),
-        "full frames": Node("VAEDecode", (1620, 20), {"samples": Out("full"), "vae": Out("demo", 2)}, (220, 60)),
+        "full frames": Node("VAEDecode", (2000, 20), {"samples": Out("full"), "vae": Out("demo", 2)}, (220, 60)),
         "quantized frames": Node(
-            "VAEDecode", (1620, 130), {"samples": Out("quantized"), "vae": Out("demo", 2)}, (220, 60)
+            "VAEDecode", (2000, 130), {"samples": Out("quantized"), "vae": Out("demo", 2)}, (220, 60)
         ),
         "compare": Node(
             "QarvdCompare",
-            (1620, 250),
+            (2000, 250),
             {
                 "reference": Out("full frames"),
                 "other": Out("quantized frames"),
@@ -63,7 +63,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         ),
         "animation": Node(
             "SaveAnimatedWEBP",
-            (1620, 830),
+            (2000, 830),
             {"images": Out("quantized frames"), "filename_prefix": "qarvd-demo", "fps": 8.0},
             (320, 380),
         ),
@@ -108,7 +108,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "note": note(
             (40, -200),
             (690, 160),
-            "## Quantize Self-Forcing to 4-bit weights\n\nPut the three files into their folders (the loaders link to "
+            "## Quantize Self-Forcing to 4-bit weights\n\nPut the files into their folders (the loaders link to "
             "them) and press **Run**. On a consumer card this takes tens of minutes, most of it in *Calibrate*, which "
             "keeps what it measured: a second run, a restart, or another recipe goes on from there. Fewer prompts are "
             f"faster: lower *limit*, or set *budget_minutes*. The result is in `{RESULT}`; press **R** to see it in "

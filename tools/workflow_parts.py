@@ -75,7 +75,7 @@ def video(images: str, x: int, y: int, name: str) -> dict[str, Node]:
         f"{name} video": Node("CreateVideo", (x, y), {"images": Out(images), "fps": 16.0}, (250, 80)),
         f"{name} file": Node(
             "SaveVideo",
-            (x, y + 130),
+            (x, y + 170),
             {"video": Out(f"{name} video"), "filename_prefix": f"video/qarvd-{name}"},
             (420, 360),
         ),

@@ -48,7 +48,7 @@ function table(raw) {
   if (!columns || !Array.isArray(raw.rows) || raw.rows.length * columns.length > MOST_CELLS) return null;
   const isCell = optional((value) => isText(value) || isNumber(value));
   const rows = raw.rows.map((row) => list(row, isCell, columns.length));
-  return rows.every(Boolean) ? { columns, rows } : null;
+  return rows.every(Boolean) ? { columns, rows, note: isText(raw.note) ? raw.note : null } : null;
 }
 
 function preview(raw) {

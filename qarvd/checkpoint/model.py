@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import __version__
@@ -177,6 +178,22 @@ def save(model: Model, path: Path) -> None:
     metadata = {**common_metadata(model, path), "qarvd": json.dumps(about)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def told(path: Path) -> dict[str, object]:
+    """The `qarvd` metadata of a file; nothing where there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get("qarvd", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def holds(path: Path, model: Model) -> bool:
+    """Whether the file at `path` says that it holds these very tensors."""
+    stored = told(path).get("checksum")
+    return stored is not None and stored == checksum(state_tensors(model))
 
 
 def common_metadata(model: Model, path: Path) -> dict[str, str]:

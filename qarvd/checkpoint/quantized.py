@@ -50,7 +50,10 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.") from error
     if declared not in FORMATS:
-        raise CheckpointError(f"{name} is stored as {declared!r}; this version reads {', '.join(FORMATS)}.")
+        raise CheckpointError(
+            f"{name} is stored as {declared!r}, and qarvd reads {' and '.join(FORMATS)}: open the file with ComfyUI's "
+            "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
+        )
     codec = FORMATS[declared]
     missing = [part for part in ("weight", "weight_scale", "weight_outlier_idx") if f"{name}.{part}" not in tensors]
     if missing:

@@ -75,8 +75,10 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is truncated, or holds more than plain tensors ({first}).") from error
+        raise CheckpointError(
+            f"{path} is truncated, or holds more than plain tensors, which could run code. Download it again, or get "
+            "it as a safetensors file."
+        ) from error
     tensors = unwrap(content) if isinstance(content, Mapping) else {}
     tensors = {key: value for key, value in tensors.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:

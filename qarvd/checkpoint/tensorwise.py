@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..errors import SettingError
@@ -35,4 +36,5 @@ def save_tensorwise(model: Model, path: Path) -> None:
         tensors[f"{name}.weight_scale"] = weight.scale[:, 1:].cpu().contiguous()
         tensors[f"{name}.{MARKER}"] = format_marker(FORMAT)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, common_metadata(model, path))
+        about = {"qarvd": json.dumps({"preset": model.preset_name})}
+        save_file(tensors, temporary, common_metadata(model, path) | about)

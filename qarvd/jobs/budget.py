@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 
 from ..calibrate.rollout import Rollout, Setting
 from ..checkpoint.model import Model, written_dtype
@@ -67,19 +68,15 @@ def _options(
     assert recipe.target is not None
     target = parse_target(recipe.target)
     groups = {names: _Group.of(model, names) for names in linear_groups(model.config.num_layers)}
+    numel, others = sum(group.numel for group in groups.values()), 0
     if target.bits is not None:
-        capacity = target.bits / 8 * sum(group.numel for group in groups.values())
+        capacity = target.bits / 8 * numel
     else:
         stored = sum(p.numel() * written_dtype(model, key, p).itemsize for key, p in model.tree.named_parameters())
         others = stored - sum(group.wide for group in groups.values())
         others += HEADER + HEADER_PER_LINEAR * sum(map(len, groups))
         assert target.bytes is not None
         capacity = target.bytes - others
-        if capacity <= 0:
-            raise SettingError(
-                f"What is not quantized, and the file's header, take {others / 1e6:.2f} MB by themselves; "
-                f"{recipe.target} cannot be met."
-            )
     options = {
         names: {
             16: Option(group.wide, 0.0),
@@ -87,6 +84,22 @@ def _options(
         }
         for names, group in groups.items()
     }
+    least, most = (sum(pick(o.nbytes for o in each.values()) for each in options.values()) for pick in (min, max))
+
+    def said(nbytes: int, up: bool) -> str:
+        """A size of the linears as the target counts it, to two decimals."""
+        value, unit = (nbytes * 8 / numel, "bits") if target.bits is not None else ((nbytes + others) / 1e6, "MB")
+        return f"{(ceil if up else floor)(value * 100) / 100:.2f} {unit}"
+
+    if capacity < least:
+        raise SettingError(
+            f"{recipe.target} cannot be met: with the fewest bits everywhere it is {said(least, up=True)}; ask for a "
+            "larger size."
+        )
+    if capacity >= most:
+        raise SettingError(
+            f"{recipe.target} leaves every linear in 16 bits, which take {said(most, up=True)}; ask for a smaller size."
+        )
     return options, capacity
 
 

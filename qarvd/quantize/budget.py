@@ -58,8 +58,7 @@ def parse_target(text: str) -> Target:
 def allocate(options: Mapping[Key, Mapping[int, Option]], capacity: float) -> Allocation[Key]:
     """Pick an option, by bits, for every group, of at most `capacity` bytes together and the least error found.
 
-    Raises SettingError, saying what is possible, where not even the smallest options fit, and, naming the group, where
-    an error is not finite.
+    Raises SettingError where not even the smallest options fit, and, naming the group, where an error is not finite.
     """
     for key, choices in options.items():
         if not all(isfinite(option.error) for option in choices.values()):
@@ -68,10 +67,7 @@ def allocate(options: Mapping[Key, Mapping[int, Option]], capacity: float) -> Al
     bits = {key: hull[0] for key, hull in hulls.items()}
     room = capacity - sum(options[key][b].nbytes for key, b in bits.items())
     if room < 0:
-        raise SettingError(
-            f"The linears take at least {(capacity - room) / 1e6:.2f} MB, with the fewest bits everywhere, and "
-            f"{capacity / 1e6:.2f} MB are left for them; ask for a larger size."
-        )
+        raise SettingError(f"The smallest options take {capacity - room:.0f} bytes, and there are {capacity:.0f}.")
     upgrades = [
         (_slope(options[key][a], options[key][b]), key, a, b)
         for key, hull in hulls.items()

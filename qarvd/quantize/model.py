@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +93,13 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
     """Raise SettingError for an unknown rounding method or an unknown name among the linears to keep."""
     if recipe.rounding not in ROUNDING:
         raise SettingError(f"There is no rounding method {recipe.rounding!r}; choose from {', '.join(ROUNDING)}.")
-    if unknown := set(recipe.keep).difference(*linear_groups(num_layers)):
-        raise SettingError(f"The recipe keeps {sorted(unknown)}, which are not among this model's quantized linears.")
+    known = list(itertools.chain.from_iterable(linear_groups(num_layers)))
+    for name in recipe.keep:
+        if name not in known:
+            near = (*get_close_matches(name, known, 1), known[0])[0]
+            raise SettingError(
+                f"The recipe keeps {name!r}, which is no linear of this model that is quantized; is it {near}?"
+            )
 
 
 def quantize_group(

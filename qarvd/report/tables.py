@@ -38,7 +38,7 @@ def by_kind(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
             "number": len(group),
             "in": group[0].shape[1],
             "out": group[0].shape[0],
-            "bits": sum(r.bits for r in group) / len(group),
+            "bits (mean)": sum(r.bits for r in group) / len(group),
             "outliers (mean)": sum(r.n_outlier for r in group) / len(group),
             "outliers (most)": max(r.n_outlier for r in group),
             "weight error": sum(r.relative_error for r in group) / len(group),

@@ -110,7 +110,7 @@ class FloatCache(KVCache):
         keys, values = self._pair(layer, key)
         for source, slot in self._slots(self.start, self.end):
             keys[:, :, slot], values[:, :, slot] = key[:, :, source], value[:, :, source]
-        if self.sink_follows and self.evicted:
+        if self.sink_follows and (self.evicted or layer in self._sinks):  # it may have moved before a `rewind`
             self._move_sink(layer, keys)
         held = (min(self.end, self.sink) + max(0, self.end - self.oldest)) * self.frame_tokens
         return F.scaled_dot_product_attention(query, keys[:, :, :held], values[:, :, :held])

@@ -37,11 +37,8 @@ class Schedule:
         if not self.shift > 0:
             raise SettingError(f"The timestep shift is {self.shift}; it must be above 0.")
         for steps in (self.timesteps, self.first_timesteps):
-            if steps is None:
-                continue
-            falling = all(a > b for a, b in itertools.pairwise(steps))
-            if not steps or not falling or not steps[-1] > 0 or not steps[0] <= STEPS:
-                raise SettingError(f"The denoising steps {list(steps)} must fall from at most 1000 to above 0.")
+            if steps is not None:
+                _check_falling(steps)
         if not 0 <= self.context_noise <= STEPS:
             raise SettingError(f"The context noise is {self.context_noise}; it is a timestep from 0 to 1000.")
 
@@ -58,6 +55,8 @@ class Schedule:
         for step in (*steps, *(first_steps or ())):
             if not 0 < step <= STEPS or int(step) != step:
                 raise SettingError(f"The denoising step {step} is not a whole number from 1 to 1000.")
+        for nominal in (steps, first_steps or steps):
+            _check_falling(nominal)
 
         def place(nominal: Sequence[int]) -> tuple[float, ...]:
             if not warp:
@@ -75,3 +74,9 @@ class Schedule:
         """Sigma of the nearest entry of the table; as published, timestep 0 finds the last one, not 0."""
         table = sigma_table(self.shift)
         return float(table[((table * STEPS).double() - timestep).abs().argmin()])
+
+
+def _check_falling(steps: Sequence[float]) -> None:
+    falling = all(a > b for a, b in itertools.pairwise(steps))
+    if not steps or not falling or not steps[-1] > 0 or not steps[0] <= STEPS:
+        raise SettingError(f"The denoising steps {list(steps)} must fall from at most 1000 to above 0.")

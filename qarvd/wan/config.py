@@ -51,7 +51,10 @@ class WanConfig:
 
         def shape(key: str, axes: int = 2) -> Sequence[int]:
             if key not in shapes:
-                raise CheckpointError(f"{key} is missing: this is not a Wan video transformer.")
+                raise CheckpointError(
+                    f"{key} is missing: this is not a Wan video transformer (a LoRA, a VAE and a text encoder have "
+                    "loaders of their own)."
+                )
             if len(shapes[key]) != axes or not all(shapes[key]):
                 raise CheckpointError(
                     f"{key} has shape {tuple(shapes[key])} instead of {axes} axes: this is not a Wan video transformer."

@@ -1,11 +1,13 @@
-"""Save Quantized Model: what a file may be called."""
+"""Save Quantized Model: what a file may be called, and when another one is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import folder_paths
 import pytest
 
 Part = Callable[[str], ModuleType]
@@ -15,12 +17,28 @@ BAD = ["", " ", ".hidden", "../out", "a/b", "a\\b", "C:x", "a\nb", "CON", "com1.
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_that_is_no_file_name_anywhere_is_refused(part: Part, tmp_path: Path, name: str) -> None:
     with pytest.raises(part("qarvd.errors").SettingError, match="is no file name"):
-        part("nodes.quantizing").free_name(tmp_path, name)
+        part("nodes.quantizing").file_names(tmp_path, name)
 
 
-def test_an_existing_file_is_never_overwritten(part: Part, tmp_path: Path) -> None:
-    free_name = part("nodes.quantizing").free_name
-    for expected in ("a.safetensors", "a_002.safetensors", "a_003.safetensors"):
-        path = free_name(tmp_path, "a.safetensors")
-        assert path == tmp_path / expected
-        path.touch()
+def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already_not_written_again(
+    part: Part, model_of: Callable[[int], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    saving = part("nodes.quantizing")
+    folder = tmp_path / "diffusion_models"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(b"precious")
+
+    def save(bits: int) -> tuple[str, str]:
+        done = saving.SaveModel.execute(model_of(bits), "a.safetensors", saving.OURS)
+        (path,), (said,) = done.args, done.ui["text"]
+        return Path(path).name, said
+
+    assert save(4)[0] == "a_002.safetensors"
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    name, said = save(4)
+    assert name == "a_002.safetensors" and said.endswith("MB, which was there already")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    name, said = save(8)
+    assert name == "a_003.safetensors" and said.endswith("MB")
+    assert (folder / "a.safetensors").read_bytes() == b"precious"

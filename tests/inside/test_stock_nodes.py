@@ -72,6 +72,13 @@ def test_every_linear_of_the_file_is_held_as_it_is_stored(
         assert torch.equal(linear(x), ours(x)), name
 
 
+def test_its_family_is_known_without_being_chosen(load_unet: Any, part: Part) -> None:
+    host = part("nodes.host")
+    assert host.family_of(load_unet(4)) == host.family_of(load_unet(4).clone()) == "demo"
+    with pytest.raises(part("qarvd.errors").SettingError, match="of the family 'demo', but 'causvid' was chosen"):
+        host.family_of(load_unet(4), "causvid")
+
+
 class Given:
     """ComfyUI's noise, given beforehand."""
 

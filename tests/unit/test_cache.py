@@ -117,7 +117,7 @@ def test_8_bits_agree_with_float_within_3_percent_and_4_within_30(plan: Plan) ->
                 assert (cache.attend(0, *call) - due).norm() < most * due.norm()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(plans(tails=False), st.data())
 def test_after_going_back_only_the_sink_and_what_was_written_since_is_read(plan: Plan, data: st.DataObject) -> None:
     exact, *coarse = (plan.cache(codec) for codec in CACHES)

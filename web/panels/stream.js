@@ -160,7 +160,7 @@ function build(body, { host, reveal, save }) {
     /** The run `prompt_id` is over, whole or not. */
     ended(prompt_id, whole) {
       if (!running || running.prompt_id !== prompt_id) return;
-      data = { ...data, stopped: !whole };
+      data = { ...data, stopped: !whole && !(data.chunks >= running.chunks) }; // another node may have failed
       running = null;
       reveal("shown");
       look();

@@ -4,20 +4,23 @@ import { column, html } from "../dom.js";
 
 const NONE = "\u2013";
 
-/** {element, show({columns, rows})} */
+/** {element, show({columns, rows, note})} */
 export function tableView(label) {
   const head = html("thead");
   const body = html("tbody");
+  const remark = html("p", { class: "qarvd-remark", hidden: true });
   const element = html("div", {
     class: "qarvd-scroll qarvd-table",
     tabindex: 0,
     role: "region",
     "aria-label": label,
     "data-capture-wheel": "true",
-  }, html("table", {}, head, body));
+  }, remark, html("table", {}, head, body));
   return {
     element,
-    show({ columns, rows }) {
+    show({ columns, rows, note }) {
+      remark.hidden = !note;
+      remark.textContent = note ?? "";
       const writers = columns.map((_, c) => {
         const numbers = rows.map((row) => row[c]).filter((value) => typeof value === "number");
         return numbers.length ? column(numbers) : null;
