@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..qarvd.errors import QarvdError
 from . import (
     calibration,
     compare,
@@ -39,6 +40,10 @@ NODES: list[type[io.ComfyNode]] = [
     streaming.StreamVideo,
     compare.CompareVideos,
 ]
+
+
+for kind in (QarvdError, *QarvdError.__subclasses__()):
+    kind.__module__ = "qarvd"  # ComfyUI shows it before the message; the true one begins with the path of the pack
 
 
 class Extension(ComfyExtension):

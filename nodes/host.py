@@ -125,9 +125,10 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     if chosen != AUTOMATIC:
         find_preset(chosen)
         if known is not None and chosen != known:
+            where = "" if ours is None else ", or choose another one where the MODEL is loaded"
             raise SettingError(
                 f"This MODEL says that it is of the family {known!r}, but {chosen!r} was chosen: leave it "
-                f"{AUTOMATIC}, or choose another one where the MODEL is loaded."
+                f"{AUTOMATIC}{where}."
             )
         if chosen == DEMO and known is None:
             raise SettingError(f"The family {DEMO!r} is the bundled demo model's, and this MODEL is another one.")

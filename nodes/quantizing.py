@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from comfy_api.latest import io
 
 from ..qarvd import __version__
-from ..qarvd.checkpoint.model import Model, checksum, holds, load, save
+from ..qarvd.checkpoint.model import Model, checksum, described, load, save, state_tensors, told
 from ..qarvd.checkpoint.tensorwise import save_tensorwise
 from ..qarvd.errors import SettingError
 from ..qarvd.jobs.budget import check_target
@@ -166,7 +167,7 @@ class SaveModel(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="quantized",
-                    tooltip="Of the file; a new one gets a number where another model has the name.",
+                    tooltip="Of the file; where the name is taken, a number is added.",
                 ),
                 io.Combo.Input(
                     "format",
@@ -185,21 +186,37 @@ class SaveModel(io.ComfyNode):
             raise SettingError("This MODEL is in full precision; quantize it first (Dual-Scale Quantize).")
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)
-        names = file_names(folder, name)
-        path = next((path for path in names if not path.exists() or (format == OURS and holds(path, found))), None)
-        if path is None:
-            raise SettingError(f"There are a thousand files called {names[0].stem} in {folder}; choose another name.")
-        there = path.exists()
-        if not there:
+        taken, path = free_name(folder, name)
+        there = None if format == STOCK else find(taken, found)
+        if there is not None:
+            path = there
+        else:
             (save_tensorwise if format == STOCK else save)(found, path)
-        told = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB{', which was there already' if there else ''}"
-        return io.NodeOutput(str(path), ui={"text": [told]})
+        text = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB{', which was there already' if there else ''}"
+        return io.NodeOutput(str(path), ui={"text": [text]})
 
 
-def file_names(folder: Path, name: str) -> list[Path]:
-    """Paths in `folder` for a model called so, with numbers. Raises SettingError for a name that leads elsewhere."""
+def find(paths: Sequence[Path], model: Model) -> Path | None:
+    """The file among `paths` that holds this very model, by what it says of itself."""
+    told_by = {path: {key: value for key, value in told(path).items() if key != "versions"} for path in paths}
+    if not any(told_by.values()):
+        return None
+    mine = json.loads(json.dumps(described(model, state_tensors(model))))
+    return next((path for path, found in told_by.items() if found == mine), None)
+
+
+def free_name(folder: Path, name: str) -> tuple[list[Path], Path]:
+    """The files in `folder` of that name, with numbers, and the first path that is free.
+
+    Raises SettingError for a name that leads elsewhere.
+    """
     stem = name.strip().removesuffix(".safetensors")
     device = stem.split(".")[0].upper().rstrip("0123456789 ") in DEVICES
     if not stem.isprintable() or set(stem) & set('/\\:*?"<>|') or stem[:1] in ("", ".") or device:
         raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")
-    return [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]
+    taken: list[Path] = []
+    for path in [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]:
+        if not path.exists():
+            return taken, path
+        taken.append(path)
+    raise SettingError(f"There are a thousand files called {stem} in {folder}; choose another name.")

@@ -2,15 +2,7 @@
 
 
 class QarvdError(Exception):
-    """Base of every error this package raises for bad input.
-
-    ComfyUI shows an error's module before its message; there, the true one begins with the path of the pack.
-    """
-
-    __module__ = "qarvd"
-
-    def __init_subclass__(cls) -> None:
-        cls.__module__ = "qarvd"
+    """Base of every error this package raises for bad input."""
 
 
 class ShapeError(QarvdError):

@@ -82,6 +82,7 @@ export function attach(node, kind, host) {
   const view = kind.build(body, { host, reveal, save });
   /** The node runs anew: what is shown is of an earlier run. */
   view.begin = () => {
+    if (root.dataset.state === "running") return; // a page that connects again is told once more
     view.reset?.();
     empty.hidden = false;
     body.hidden = true;

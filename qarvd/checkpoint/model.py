@@ -168,16 +168,17 @@ def written_dtype(model: Model, key: str, tensor: Tensor) -> torch.dtype:
 def save(model: Model, path: Path) -> None:
     """Write `model` as safetensors, to a temporary name first. Raises SettingError where that cannot be done."""
     tensors = state_tensors(model)
-    about = {
-        "preset": model.preset_name,
-        "recipe": json.loads(model.recipe.to_json()) if model.recipe else None,
-        **model.notes,
-        "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
-        "checksum": checksum(tensors),
-    }
+    versions = {"qarvd": __version__, "torch": version("torch"), "format": FORMAT}
+    about = {**described(model, tensors), "versions": versions}
     metadata = {**common_metadata(model, path), "qarvd": json.dumps(about)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def described(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """The `qarvd` metadata of a file of `model`, whose `state_tensors` are `tensors`, but for the versions."""
+    recipe = json.loads(model.recipe.to_json()) if model.recipe else None
+    return {"preset": model.preset_name, "recipe": recipe, **model.notes, "checksum": checksum(tensors)}
 
 
 def told(path: Path) -> dict[str, object]:
@@ -188,12 +189,6 @@ def told(path: Path) -> dict[str, object]:
     except (OSError, SafetensorError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def holds(path: Path, model: Model) -> bool:
-    """Whether the file at `path` says that it holds these very tensors."""
-    stored = told(path).get("checksum")
-    return stored is not None and stored == checksum(state_tensors(model))
 
 
 def common_metadata(model: Model, path: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
+from ..stream.sampler import check_prompts
 from .common import add_model, check_out, load_model, model_path, one_tensor, parse_size, ready, say, wanted_frames
 
 HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
@@ -62,12 +63,14 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
     if args.latents:
         check_out(args.latents, ".safetensors", *inputs)
+    then = changing(args.then)
     model = load_model(args.model, args.preset)
     demo = model.preset_name == "demo"
     preset = windowed(model.preset, args.window, args.sink)
     frames = None if args.endless else wanted_frames(args.chunks, args.frames, preset)
+    check_prompts(then, None if frames is None else -(-frames // preset.chunk_frames))
     embeddings = encoded(args.prompt, demo)
-    changes = {at: encoded(prompt, demo) for at, prompt in changing(args.then).items()}
+    changes = {at: encoded(prompt, demo) for at, prompt in then.items()}
     size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
     initial = read_latents(args.initial) if args.initial else None
     ready(model, args.device)

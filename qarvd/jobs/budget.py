@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor
+from math import ceil
 
 from ..calibrate.rollout import Rollout, Setting
 from ..checkpoint.model import Model, written_dtype
@@ -86,19 +86,19 @@ def _options(
     }
     least, most = (sum(pick(o.nbytes for o in each.values()) for each in options.values()) for pick in (min, max))
 
-    def said(nbytes: int, up: bool) -> str:
-        """A size of the linears as the target counts it, to two decimals."""
+    def said(nbytes: int) -> str:
+        """A size of the linears as the target counts it, rounded up to two decimals."""
         value, unit = (nbytes * 8 / numel, "bits") if target.bits is not None else ((nbytes + others) / 1e6, "MB")
-        return f"{(ceil if up else floor)(value * 100) / 100:.2f} {unit}"
+        return f"{ceil(value * 100) / 100:.2f} {unit}"
 
     if capacity < least:
         raise SettingError(
-            f"{recipe.target} cannot be met: with the fewest bits everywhere it is {said(least, up=True)}; ask for a "
+            f"{recipe.target} cannot be met: with the fewest bits everywhere it is {said(least)}; ask for a "
             "larger size."
         )
     if capacity >= most:
         raise SettingError(
-            f"{recipe.target} leaves every linear in 16 bits, which take {said(most, up=True)}; ask for a smaller size."
+            f"{recipe.target} leaves every linear in 16 bits, which take {said(most)}; ask for a smaller size."
         )
     return options, capacity
 

@@ -17,9 +17,9 @@ class KVCache(ABC):
     """Keys (already rotated) and values of the newest `frames` latent frames; the first `sink` are never evicted.
 
     `begin` says which frames the next calls are about; calling it again for the same frames overwrites them,
-    which is what every denoising step of a chunk does. Frame f lives in slot f while the cache fills, and after
-    that in slot sink + (f - sink) mod (frames - sink), so nothing is ever moved. Attention does not mind the order.
-    `rewind` forgets all but the sink, and goes on from an earlier frame.
+    which is what every denoising step of a chunk does. Frame f of the sink lives in slot f, and any other in
+    slot sink + (f - origin) mod (frames - sink), so nothing is ever moved. Attention does not mind the order.
+    `origin` is the first frame after the sink, until `rewind` forgets all but the sink and goes on from an earlier one.
     """
 
     def __init__(self, frames: int, sink: int = 0, sink_follows: bool = False, chunk_frames: int = 1) -> None:
@@ -54,11 +54,14 @@ class KVCache(ABC):
 
     @property
     def oldest(self) -> int:
-        """The first latent frame after the sink that is held."""
+        """The first latent frame after the sink that is in the window."""
         return max(self.origin, self.end - (self.frames - self.sink))
 
     def rewind(self, start: int) -> None:
-        """Forget all latent frames after the sink; the next chunk begins at `start`, which comes after it."""
+        """Forget all latent frames after the sink; the next chunk begins at `start`.
+
+        Raises SettingError where that lies in the sink or ahead.
+        """
         if not self.sink <= start <= self.end:
             raise SettingError(f"A cache with a sink of {self.sink} that ends at {self.end} cannot go back to {start}.")
         self._close()

@@ -52,7 +52,9 @@ class Preset:
             # A short chunk, the first one (an image) or the last one, needs room beside whole ones.
             roomy = frames + (self.chunk_frames - 1 if frames % self.chunk_frames else 0)
             if self.window is None or roomy <= self.window:
-                return CACHES[codec](roomy, chunk_frames=self.chunk_frames)  # nothing is evicted, so no sink is needed
+                # Nothing is evicted, but a change of prompt leaves the sink as it is here too.
+                sink = min(self.sink, roomy - self.chunk_frames)
+                return CACHES[codec](roomy, sink, self.sink_follows, self.chunk_frames)
         if self.window is None:
             raise SettingError("An endless stream needs a window: give the number of latent frames to keep.")
         return CACHES[codec](self.window, self.sink, self.sink_follows, self.chunk_frames)

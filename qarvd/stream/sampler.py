@@ -111,7 +111,8 @@ def stream(
     for the next one; the last chunk has none. `on_step` sees every model call and may raise to stop.
 
     `prompts` [batch, tokens, text_dim] take over from the denoiser's text, each from the chunk of its index on, initial
-    chunks counted. As in LongLive, the window is then written anew with the new prompt, and the sink stays as it is.
+    chunks counted. As in LongLive, the window is then written anew with the new prompt, and the sink stays as it is;
+    of a chunk that lies partly in the sink, the rest is kept, or forgotten where later chunks are written anew.
     """
     denoiser.cache.reset()
     start = index = 0

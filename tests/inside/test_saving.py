@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ BAD = ["", " ", ".hidden", "../out", "a/b", "a\\b", "C:x", "a\nb", "CON", "com1.
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_that_is_no_file_name_anywhere_is_refused(part: Part, tmp_path: Path, name: str) -> None:
     with pytest.raises(part("qarvd.errors").SettingError, match="is no file name"):
-        part("nodes.quantizing").file_names(tmp_path, name)
+        part("nodes.quantizing").free_name(tmp_path, name)
 
 
 def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already_not_written_again(
@@ -29,8 +30,11 @@ def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already
     folder.mkdir()
     (folder / "a.safetensors").write_bytes(b"precious")
 
-    def save(bits: int) -> tuple[str, str]:
-        done = saving.SaveModel.execute(model_of(bits), "a.safetensors", saving.OURS)
+    def save(bits: int, family: str = "demo") -> tuple[str, str]:
+        model = model_of(bits).clone()
+        known = part("nodes.host").about(model)
+        model.set_attachments(part("nodes.host").ATTACHMENT, replace(known, family=family))
+        done = saving.SaveModel.execute(model, "a.safetensors", saving.OURS)
         (path,), (said,) = done.args, done.ui["text"]
         return Path(path).name, said
 
@@ -41,4 +45,5 @@ def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
     name, said = save(8)
     assert name == "a_003.safetensors" and said.endswith("MB")
+    assert save(4, "causvid")[0] == "a_004.safetensors"  # it would be streamed otherwise
     assert (folder / "a.safetensors").read_bytes() == b"precious"

@@ -35,6 +35,8 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "target too small": (("--target", "1KB"), "1KB cannot be met"),
     "target too small for the linears": (("--target", "180KB"), "ask for a larger size"),
     "target below 4 bits": (("--target", "3.9 bits"), "ask for a larger size"),
+    "target of everything": (("--target", "16 bits"), "leaves every linear in 16 bits, which take 16.00 bits"),
+    "target larger than the model": (("--target", "1GB"), "ask for a smaller size"),
     "no data for a target": (("--target", "6 bits", "--data-free"), "--target need it"),
     "prompts for nothing": (("--data-free",), "--prompts, --chunks, --size need it"),
     "rounding without data": (("--data-free", "--rounding", "gptq"), "--rounding gptq need it"),

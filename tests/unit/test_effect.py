@@ -18,7 +18,7 @@ from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.checkpoint.model import Model, load, save
 from qarvd.errors import CheckpointError, SettingError
 from qarvd.jobs.calibrate import identity
-from qarvd.jobs.quantize import quantize
+from qarvd.jobs.quantize import MEASURING, QUANTIZING, quantize
 from qarvd.quantize.effect import CALLS, draw_calls, option_errors
 from qarvd.quantize.model import quantize_group
 from qarvd.recipe import Recipe
@@ -139,6 +139,25 @@ def test_a_float32_checkpoint_is_counted_as_it_is_written(rollout: Rollout, tmp_
 
 def copies(*models: Model) -> list[Model]:
     return [replace(model, tree=copy.deepcopy(model.tree)) for model in models]
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(target="6 bits")], ids=["plain", "with a target"])
+def test_quantizing_may_be_stopped_before_any_model_call(recipe: Recipe, rollout: Rollout) -> None:
+    calibration, heard = calibration_of(tiny_model(), rollout), []
+    quantize(tiny_model(), recipe, calibration, on_call=heard.append)
+    assert set(heard) == {QUANTIZING, *([MEASURING] if recipe.target else [])}
+    assert heard.count(QUANTIZING) >= 3 * CONFIG.num_layers * len(rollout.calls)
+    for stop in (0, 1, len(heard) // 2, len(heard) - 1):
+        seen: list[str] = []
+
+        def on_call(what: str, seen: list[str] = seen, stop: int = stop) -> None:
+            seen.append(what)
+            if len(seen) > stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            quantize(tiny_model(), recipe, calibration, on_call=on_call)
+        assert seen == heard[: stop + 1]
 
 
 def test_an_impossible_target_says_what_is_possible(rollout: Rollout) -> None:

@@ -82,6 +82,31 @@ def test_the_window_is_written_anew_and_the_sink_is_not(streams: Streams, codec:
     assert [s.start for s in streams.steps if s.timestep == 0] == [3 * chunk for chunk in writing]
 
 
+@pytest.mark.parametrize("codec", CACHES)
+def test_chunks_do_not_depend_on_how_many_follow(shared_model: Model, embeddings: Tensor, codec: str) -> None:
+    preset = PRESETS["demo"]  # a window of 12 latent frames, 3 of them the sink
+
+    def run(frames: int) -> list[Chunk]:
+        return list(
+            roll_out(
+                *(shared_model.tree, shared_model.config, preset, embeddings, (4, 4), frames, [1]),
+                cache=preset.cache(frames, codec),
+                prompts={2: embeddings.flip(1) + 1},
+            )
+        )
+
+    for short, long in zip(run(12), run(15), strict=False):
+        torch.testing.assert_close(short.latents, long.latents, rtol=0, atol=1e-6)
+
+
+def test_with_an_image_at_the_start_chunks_that_begin_in_the_sink_stay(streams: Streams) -> None:
+    steps: list[Step] = []
+    image, fresh = torch.zeros(1, 16, 1, 4, 4), from_tensors(FRESH[:3])
+    model = streams.denoiser(FloatCache(9, 3, chunk_frames=3))
+    list(stream(model, NOISE[:3], SCHEDULE, fresh, [image], steps.append, {3: streams.other}))
+    assert [s.start for s in steps if s.timestep == 0] == [0, 1, 4, 4]
+
+
 def test_given_latents_are_written_anew_as_they_were(streams: Streams) -> None:
     noisy = Schedule.from_steps((1000, 500), context_noise=100)
     steps: list[Step] = []
