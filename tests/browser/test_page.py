@@ -60,8 +60,8 @@ def test_a_missing_node_is_a_fault(page: Canvas, tmp_path: Path) -> None:
 @pytest.mark.parametrize("renderer", ["vue"], indirect=True)
 def test_what_a_script_throws_fails_the_test_and_only_the_server_is_reached(open_page: Open) -> None:
     with pytest.raises(AssertionError, match="thrown on purpose"), open_page() as page:
-        page.page.evaluate("() => setTimeout(() => { throw new Error('thrown on purpose'); })")
-        page.page.wait_for_timeout(100)
+        with page.page.expect_event("pageerror"):
+            page.page.evaluate("() => setTimeout(() => { throw new Error('thrown on purpose'); })")
         with pytest.raises(Error, match="ERR_FAILED"):
             page.page.goto("http://192.0.2.1/")
         assert page.refused == ["http://192.0.2.1/"]
