@@ -174,8 +174,7 @@ def calls(schedule: Schedule, frames: int, before: int, cache: KVCache, prompts:
     total = len(given) + sum(len(schedule.of_chunk(index)) + 1 for index in range(len(given), len(starts))) - 1
     for index in prompts:
         at = starts[len(given) + index]
-        oldest = max(cache.sink, at - (cache.frames - cache.sink))
-        total += sum(oldest <= start < at for start in starts)
+        total += sum(cache.oldest_at(at) <= start < at for start in starts)
     return total
 
 

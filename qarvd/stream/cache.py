@@ -55,7 +55,11 @@ class KVCache(ABC):
     @property
     def oldest(self) -> int:
         """The first latent frame after the sink that is in the window."""
-        return max(self.origin, self.end - (self.frames - self.sink))
+        return max(self.origin, self.oldest_at(self.end))
+
+    def oldest_at(self, end: int) -> int:
+        """The first latent frame after the sink of a full window that ends at latent frame `end`."""
+        return max(self.sink, end - (self.frames - self.sink))
 
     def rewind(self, start: int) -> None:
         """Forget all latent frames after the sink; the next chunk begins at `start`.
