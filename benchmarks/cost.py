@@ -22,6 +22,7 @@ from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
 from qarvd.cli.calibrate import DEFAULTS
 from qarvd.demo.pace import peak_memory
+from qarvd.jobs.calibrate import MEASURED
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
 from qarvd.quantize.model import linear_groups
@@ -36,6 +37,8 @@ WAN = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 SIZE, CHUNKS, CHUNK_FRAMES, FRAME_TOKENS = (60, 104), 7, 3, 1560
 CALLS = 5
 """Of a chunk: four steps and the pass that fills the cache."""
+DRAWN = 2.6
+"""Of these, those that layers are fitted to, with the shares that the demo model's calls have (calls.draw_calls)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
     tokens = min(TOKENS, prompts * calls * CHUNK_FRAMES * FRAME_TOKENS)
     widths = [config.dim] * 4 + [config.dim] + [config.ffn_dim]
     sums = 4 * tokens * config.num_layers * sum(w**2 for w in widths)
-    states = 3 * prompts * calls * CHUNK_FRAMES * FRAME_TOKENS * config.dim * 2
+    walked = prompts * DRAWN / CALLS
+    states = 3 * walked * calls * CHUNK_FRAMES * FRAME_TOKENS * config.dim * 2
     parts = [
         ("record the clips", prompts * clip, prompts * clip / card.half),
         (
@@ -99,7 +103,7 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
             measured * effects / card.half,
         ),
         (f"measure the calls' effects on {BATCHES} of them", singles, singles / card.half),
-        ("walk both states through the blocks", 2.3 * prompts * clip, 2.3 * prompts * clip / card.half),
+        ("walk both states through the blocks", 2.3 * walked * clip, 2.3 * walked * clip / card.half),
         ("sum second moments", sums, sums / card.single),
         ("fit the linears", None, fit_seconds(config, card)),
     ]
@@ -112,20 +116,24 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
 
 
 def peaks(config: WanConfig) -> list[dict[str, object]]:
-    """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums."""
+    """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums.
+
+    Blocks that are not walked through lie in the host's memory.
+    """
     linears = config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
     full, quantized = 2 * linears, linears / 2
     tokens = CHUNK_FRAMES * FRAME_TOKENS
     cache = 2 * 2 * config.num_layers * config.dim * tokens  # of a chunk
     call = 2 * tokens * (2 * config.ffn_dim + 4 * config.dim)
     followed = FIRST + FOLLOWED - 1
-    block, sums = full / config.num_layers, 2 * 4 * config.ffn_dim**2
+    block, gram = full / config.num_layers, 4 * config.ffn_dim**2
     gradients = 2 * tokens * config.dim * config.num_layers + 6 * call
     stages = [
         ("record and measure chunks", full + quantized, CHUNKS * cache, call),
         ("measure calls", full + quantized, followed * cache, call),
         ("choose bits for a target", full + 1.5 * linears, CHUNKS * cache, gradients),
-        ("walk and fit", full + block, 2 * CHUNKS * cache / config.num_layers, 2 * call + 4 * sums),
+        # While sums are taken, two of them and what is added; while a linear is fitted, its two sums and six like them.
+        ("walk and fit", 2 * block, 2 * CHUNKS * cache / config.num_layers, max(2 * call + 4 * gram, 8 * gram)),
     ]
     heads = ("models, GB", "caches, GB", "other, GB", "all, GB")
     return [
@@ -165,7 +173,7 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=len(shipped_prompts()))
-    parser.add_argument("--measured", type=int, default=32, help="prompts on which chunks are measured, at most")
+    parser.add_argument("--measured", type=int, default=MEASURED, help="prompts on which chunks are measured, at most")
     parser.add_argument("--reach", choices=REACHES, default=DEFAULTS["reach"])
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()

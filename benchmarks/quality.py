@@ -33,13 +33,13 @@ from qarvd.checkpoint.model import Model
 from qarvd.cli.common import load_model
 from qarvd.demo import experiment
 from qarvd.demo.bundle import LATENT_SIDE, embed, load_judge
-from qarvd.demo.prompts import split_prompts
+from qarvd.demo.prompts import Prompt, split_prompts
 from qarvd.files import replacing
 from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.stream.rollout import roll_out
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "docs" / "quality.json"
+OUT, UNTOUCHED = ROOT / "docs" / "quality.json", ROOT / "docs" / "quality_untouched.json"
 TWIN = ROOT / "tools" / "plant_outliers.py"
 MODELS = ("natural", "twin")
 PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
@@ -89,13 +89,17 @@ class Bench:
     """Models, reference clips and calibrations, each made when first needed."""
 
     def __init__(
-        self, prompts: int, seeds: int, chunks: int, calibrated: int = CALIBRATION_PROMPTS, iterations: int = ITERATIONS
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int,
+        chunks: int,
+        calibrated: int = CALIBRATION_PROMPTS,
+        iterations: int = ITERATIONS,
     ) -> None:
         """`calibrated` prompts at most calibrate; `iterations` of published AdaRound."""
-        self.prompts, self.seeds, self.chunks = prompts, seeds, chunks
+        self.prompts, self.seeds, self.chunks = len(prompts), seeds, chunks
         self.calibrated, self.iterations = calibrated, iterations
-        held_out = split_prompts()[1][:prompts]
-        self.cases = [(held_out[i % prompts], 1000 + i) for i in range(prompts * seeds)]
+        self.cases = [(prompts[i % len(prompts)], 1000 + i) for i in range(len(prompts) * seeds)]
         self.reader, _ = load_judge()
 
     @cache  # noqa: B019
@@ -171,17 +175,19 @@ def summarise(results: dict[str, dict[str, Any]], full: dict[str, Any]) -> dict[
     summary: dict[str, Any] = {section: [] for section in BITS}
     for section in BITS:
         for model in MODELS:
-            groups: dict[str, list[dict[str, Any]]] = {}
+            groups: dict[str, dict[int, dict[str, Any]]] = {}
             for key, result in results.items():
-                its_section, its_model, method, _ = key.split("/")
+                its_section, its_model, method, seed = key.split("/")
                 if (its_section, its_model) == (section, model):
-                    groups.setdefault(method, []).append(result)
+                    groups.setdefault(method, {})[int(seed)] = result
             rows = [
-                entry(name, model, groups[name], full[model], experiment.PEAK) for name in METHODS if name in groups
+                entry(name, model, list(groups[name].values()), full[model], experiment.PEAK)
+                for name in METHODS
+                if name in groups
             ]
             for row in rows:
                 if "ours" in groups and row["method"] != "ours":
-                    mine, other = (np.array([r["mse"] for r in groups[n]]) for n in ("ours", row["method"]))
+                    mine, other = ({s: r["mse"] for s, r in groups[n].items()} for n in ("ours", row["method"]))
                     row["ours_against_it"] = compare(mine, other)
             summary[section] += rows
     return {**summary, "full": full, "runs": results}
@@ -218,7 +224,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="where results are (docs/quality.json, or quality_untouched.json)")
+    parser.add_argument(
+        "--untouched", action="store_true", help="on the other held-out prompts, by which nothing was ever chosen"
+    )
     parser.add_argument("--only", default="*", help="runs SECTION/MODEL/METHOD/SEED that match this pattern")
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch (all)")
@@ -231,12 +240,14 @@ def main() -> None:
     if args.smoke:
         smoke()
         return
-    stored = json.loads(args.out.read_text()) if args.out.exists() else {}
+    out = args.out or (UNTOUCHED if args.untouched else OUT)
+    stored = json.loads(out.read_text()) if out.exists() else {}
     results, full = stored.get("runs", {}), stored.get("full", {})
     if args.table:
         print(markdown(summarise(results, full)))
         return
-    bench = Bench(PROMPTS, SEEDS, CHUNKS)
+    held_out = split_prompts()[1]
+    bench = Bench(held_out[PROMPTS:] if args.untouched else held_out[:PROMPTS], SEEDS, CHUNKS)
     wanted = [r for r in runs(args.calibration_seeds) if fnmatch.fnmatch(r.key(r.sections[0]), args.only)]
     for run in tqdm(wanted, unit="run"):
         keys = {section: run.key(section) for section in run.sections}
@@ -249,7 +260,7 @@ def main() -> None:
             tqdm.write(f"{keys[run.sections[0]]}: {np.mean(results[keys[run.sections[0]]]['mse']):.5f}", sys.stderr)
         else:
             continue
-        with replacing(args.out) as temporary:
+        with replacing(out) as temporary:
             temporary.write_text(json.dumps(summarise(results, full), indent=0) + "\n")
 
 
@@ -263,7 +274,7 @@ def retime(bench: Bench, run: Run, results: dict[str, dict[str, Any]]) -> None:
 
 def smoke() -> None:
     """A little of everything."""
-    bench = Bench(prompts=2, seeds=1, chunks=2, calibrated=2, iterations=5)
+    bench = Bench(split_prompts()[1][:2], seeds=1, chunks=2, calibrated=2, iterations=5)
     results, full = {}, {m: bench.judge(bench.reference(m), m) for m in MODELS}
     for run in [Run(4, "natural", method, 0) for method in SMOKED] + [Run(4, "twin", "nearest", 0)]:
         results |= {run.key(section): result for section, result in bench.run(run).items()}

@@ -63,10 +63,13 @@ def entry(name: str, model: str, runs: Sequence[Mapping[str, object]], full: Map
     }
 
 
-def compare(mine: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Ratio of two methods' errors [calibration seeds, prompts], and the interval of their paired difference."""
-    n = min(len(mine), len(other))
-    mine, other = mine[:n], other[:n]
+def compare(ours: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """Ratio of two methods' errors, [prompts] by calibration seed, and the interval of their paired difference.
+
+    They are compared on the seeds that both have.
+    """
+    seeds = sorted(ours.keys() & others.keys())
+    mine, other = (np.array([errors[seed] for seed in seeds]) for errors in (ours, others))
     a, b = resample(mine), resample(other)
     low, high = interval(a / b)
     difference_low, difference_high = interval(a - b)

@@ -63,14 +63,16 @@ def measured(case: Case) -> Calibration:
     return calibrate(case.model, case.text, case.size, case.frames, Recipe(weight_bits=case.bits), case.seed)
 
 
-def ours(recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe, prompts: int = 64) -> Method:
+def ours(
+    recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe, prompts: int = 64, all_calls: bool = True
+) -> Method:
     """This repository's quantizer with a changed recipe."""
 
     def build(case: Case) -> tuple[Any, int]:
         model = replace(case.model, tree=copy.deepcopy(case.model.tree))
         wanted = recipe(Recipe(weight_bits=case.bits))
         needs = wanted != wanted.without_data()
-        made, reports = quantize(model, wanted, case.calibration(prompts) if needs else None)
+        made, reports = quantize(model, wanted, case.calibration(prompts) if needs else None, all_calls=all_calls)
         return made.tree, sum(report.nbytes for report in reports)
 
     return Method(build, prompts)
@@ -128,10 +130,10 @@ def smoothed(prompts: int) -> Method:
 
 def plain_gptq(task: Task) -> Any:
     """GPTQ as in its paper: one pass, the clip of each row by the error of the weight, nothing afterwards."""
-    order = task.split.order
-    target, hessian = task.problem
+    target, hessian = task.in_order
+    assert hessian is not None
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric)
-    codes = gptq.compensate(target[:, order], hessian[order][:, order], grid, task.split.n_outlier)
+    codes = gptq.compensate(target, hessian, grid, task.split.n_outlier)
     return assemble(codes, grid, task.split, task.codec)
 
 
@@ -190,7 +192,9 @@ METHODS: dict[str, Method] = {
     "ours_1_prompt": ours(prompts=1),
     "ours_4_prompts": ours(prompts=4),
     "ours_24_prompts": ours(prompts=24),
-    "without_frame_weights": ours(changed(frame_weights=False, call_weights=False)),
+    "drawn_calls": once(ours(all_calls=False)),
+    "without_weights": ours(changed(frame_weights=False, call_weights=False)),
+    "without_frame_weights": ours(changed(frame_weights=False)),
     "without_call_weights": once(ours(changed(call_weights=False))),
     "without_compensation": ours(changed(compensate=False)),
     "without_dual_scale": ours(changed(outliers="none")),

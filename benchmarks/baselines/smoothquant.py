@@ -1,4 +1,7 @@
-"""SmoothQuant (arXiv 2211.10438): loud input channels divided by a factor, weights multiplied by it, then rounded."""
+"""SmoothQuant (arXiv 2211.10438): loud input channels divided by a factor, weights multiplied by it, then rounded.
+
+The strength, which its authors choose for each model, is chosen for each layer here, by the error of its output.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,10 @@ from qarvd.quantize.rounding import ROUNDING, Task
 from .fake import FakeLinear, dynamic, stored_bytes
 from .inputs import Samples
 
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+TOKENS = 2048
+"""On which a strength is tried."""
+
 
 def quantize(
     tree: Any,
@@ -31,15 +38,30 @@ def quantize(
     stored = 0
     for names in linear_groups(num_layers):
         linears: list[nn.Linear] = [tree.get_submodule(name) for name in names]
-        split = ChannelSplit(linears[0].in_features)
-        factor = smoothness(inputs[names[0]].x, [linear.weight for linear in linears])
-        for name, linear in zip(names, linears, strict=True):
-            task = Task(linear.weight.float() * factor, split, codec_of(bits), symmetric=False)
-            weight = ROUNDING["nearest"](task).dequantize()
-            tree.set_submodule(name, FakeLinear(weight, linear.bias, dynamic(split), torch.diag(1 / factor)))
-            stored += stored_bytes(weight, bits, split.n_outlier)
+        made = min((smoothed(linears, inputs[names[0]].x, s, bits) for s in STRENGTHS), key=lambda pair: pair[0])[1]
+        for name, linear in zip(names, made, strict=True):
+            tree.set_submodule(name, linear)
+            stored += stored_bytes(linear.weight, bits, 0)
             on_layer(name)
     return stored
+
+
+def smoothed(linears: Sequence[nn.Linear], x: Tensor, strength: float, bits: int) -> tuple[float, list[FakeLinear]]:
+    """Linears that read one input [samples, tokens, in], quantized; and what that does to their outputs.
+
+    It is their squared error over their square, summed over linears, on every so many tokens.
+    """
+    factor = smoothness(x, [linear.weight for linear in linears], strength)
+    split, turn = ChannelSplit(len(factor)), torch.diag(1 / factor)
+    some = x.flatten(0, 1)
+    some = some[:: max(1, len(some) // TOKENS)]
+    error, made = 0.0, []
+    for linear in linears:
+        task = Task(linear.weight.float() * factor, split, codec_of(bits), symmetric=False)
+        made.append(FakeLinear(ROUNDING["nearest"](task).dequantize(), linear.bias, dynamic(split), turn))
+        due = linear(some)
+        error += float((made[-1](some) - due).square().sum() / due.square().sum())
+    return error, made
 
 
 def smoothness(x: Tensor, weights: Sequence[Tensor], strength: float = 0.5) -> Tensor:

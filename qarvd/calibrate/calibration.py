@@ -13,7 +13,7 @@ from ..errors import CheckpointError, PromptError, SettingError
 from ..recipe import Recipe
 from ..stream.sampler import frame_tokens
 from .collect import refusing_overflow
-from .reach import complete, full_reach
+from .reach import full_reach
 from .rollout import Rollout, Setting, roll_out
 from .weights import FrameWeights, converged
 
@@ -59,7 +59,7 @@ class Calibration:
         """The weight of each chunk; all alike where nothing was measured."""
         if not len(self.errors):
             return FrameWeights.uniform(chunk_frames)
-        return FrameWeights.from_errors(complete(self.errors, self.reach), tuple(chunk_frames))
+        return FrameWeights.from_errors(self.errors, tuple(chunk_frames), self.reach)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def collect(
         if first and enough(first):
             break
         measuring = quantized is not None and len(errors) < most_measured
-        measuring = measuring and not converged(complete(errors, reach), setting.chunk_sizes)
+        measuring = measuring and not converged(errors, setting.chunk_sizes, reach)
         measured_later = -(-(most_measured - len(errors)) // at_once) if measuring else 0
         total = done + chunks * (len(starts) - number)
         total += (whole - chunks) * min(measured_later, len(starts) - number)

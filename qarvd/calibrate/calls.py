@@ -19,7 +19,7 @@ from ..stream.sampler import Chunk, Denoiser, call, write
 from ..stream.schedule import Schedule
 from ..wan.forward import encode_text
 from .aside import aside
-from .rollout import Setting, draw_noise
+from .rollout import Rollout, Setting, draw_noise
 
 CHUNKS = 3
 """Chunks whose calls are measured, one by one; later ones are like the last of them."""
@@ -29,6 +29,8 @@ PROMPTS, BATCHES = 8, 2
 """Prompts, or batches of them, that are enough: shares are sums over whole clips, and differ little."""
 LEAST = 0.01
 """Share, of an equal one, that a call without effect keeps."""
+CERTAIN = 0.15
+"""Share of its chunk's weight from which on a call is always fitted to."""
 
 
 @torch.no_grad()
@@ -131,3 +133,23 @@ def call_shares(errors: Tensor, calls: Sequence[int]) -> list[list[float]]:
         row = (row / row.mean()).clamp_min(LEAST)
         shares.append((row / row.mean()).tolist())
     return shares
+
+
+def draw_calls(
+    rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[list[Rollout], list[list[float]]]:
+    """Roll-outs without most of the calls that matter little, and `weights` [chunks][calls] that make up for it.
+
+    A call of a share s < CERTAIN of its chunk's weight stays with a chance of s / CERTAIN, at its weight over that
+    chance, so that weighted sums over all calls keep their expectation. A chunk's pass that fills the cache stays
+    always, as later chunks read it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chances = [[min(1.0, weight / sum(row) / CERTAIN) for weight in row[:-1]] + [1.0] for row in weights]
+    kept = []
+    for rollout in rollouts:
+        drawn = torch.rand(len(rollout.calls), generator=generator).tolist()
+        calls = [c for c, number in zip(rollout.calls, drawn, strict=True) if number < chances[c.chunk][c.step]]
+        kept.append(replace(rollout, calls=tuple(calls)))
+    table = [[w / max(c, 1e-300) for w, c in zip(*rows, strict=True)] for rows in zip(weights, chances, strict=True)]
+    return kept, table

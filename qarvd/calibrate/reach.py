@@ -33,7 +33,7 @@ REACHES: dict[str, Callable[[int], tuple[int, ...]]] = {"full": full_reach, "sho
 
 
 def complete(errors: Tensor, reach: Sequence[int]) -> Tensor:
-    """`errors` [prompts, chunks, chunks] with what lies beyond `reach` filled in from what was measured.
+    """Mean errors [..., chunks, chunks] over prompts, what lies beyond `reach` filled in from what was measured.
 
     A row that was followed goes on with the mean of its later chunks; another takes its own error times the share of
     the last row that was. Raises SettingError where none was followed.
@@ -43,12 +43,13 @@ def complete(errors: Tensor, reach: Sequence[int]) -> Tensor:
         return errors
     found, share = errors.clone(), None
     for k, far in enumerate(reach):
+        own = errors[..., k, k]
         if far > 1:
-            later = errors[:, k, k + 1 : k + far].mean(1)  # [prompts]
-            share = later.mean() / errors[:, k, k].mean().clamp_min(1e-300)
-            found[:, k, k + far :] = later[:, None]
+            later = errors[..., k, k + 1 : k + far].mean(-1)
+            share = later / own.clamp_min(1e-300)
+            found[..., k, k + far :] = later[..., None]
         elif k + far < chunks:
             if share is None:
                 raise SettingError("No chunk's effect was followed beyond itself; the rest cannot be told from that.")
-            found[:, k, k + far :] = (errors[:, k, k] * share)[:, None]
+            found[..., k, k + far :] = (own * share)[..., None]
     return found

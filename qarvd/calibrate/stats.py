@@ -33,8 +33,6 @@ class LayerStats:
     """Sum of w x, float64 [in]."""
     drift: Tensor
     """Sum of w (x_full - x), float64 [in]."""
-    absmax: Tensor
-    """Largest |x| of each channel, float32 [in]."""
     samples: Tensor
     """A random sample of tokens x, float32 [at most SAMPLES, in]."""
     sample_weight: Tensor
@@ -65,7 +63,6 @@ class LayerStats:
             cross=torch.zeros(x.shape[1], x.shape[1], device=x.device) if full is None else drift.T @ weighted,
             total=weighted.sum(0, dtype=torch.float64),
             drift=(drift * weight.float()[:, None]).sum(0, dtype=torch.float64),
-            absmax=x.abs().amax(0),
             samples=x[at],
             sample_weight=weight.float()[at],
             sample_key=key[kept],
@@ -88,7 +85,6 @@ class LayerStats:
             cross=cross,
             total=self.total + other.total,
             drift=self.drift + other.drift,
-            absmax=torch.maximum(self.absmax, other.absmax),
             samples=torch.cat([self.samples, other.samples])[at],
             sample_weight=torch.cat([self.sample_weight, other.sample_weight])[at],
             sample_key=keys[kept],

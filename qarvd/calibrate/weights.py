@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from .decay import Decay, fit_decay
+from .reach import complete, full_reach
 
 RESAMPLES = 2000
 LEAST_PROMPTS = 4
@@ -55,6 +56,12 @@ class FrameWeights:
         return tuple(s * len(self.sensitivity) for s in self.sensitivity)
 
     @property
+    def spread(self) -> float:
+        """How far the widest interval reaches from its value, as a share of it."""
+        ends = zip(self.low, self.high, self.sensitivity, strict=True)
+        return max(max(high - value, value - low) / max(value, 1e-300) for low, high, value in ends)
+
+    @property
     def per_affected(self) -> tuple[float, ...]:
         """Mean squared error over the frames from each chunk on, which are all it can affect; in units of the first."""
         return _per_affected(self.chunk_frames, self.own, self.later)
@@ -84,8 +91,10 @@ class FrameWeights:
         return cls(tuple(chunk_frames), share, share, share, (1.0,) * n, (0.0,) * (n - 1), 0)
 
     @classmethod
-    def from_errors(cls, errors: Tensor, chunk_frames: Sequence[int], seed: int = 0) -> FrameWeights:
-        """Weights from `calibrate.rollout.roll_out`'s errors, [prompts, chunks, chunks].
+    def from_errors(
+        cls, errors: Tensor, chunk_frames: Sequence[int], reach: Sequence[int] | None = None, seed: int = 0
+    ) -> FrameWeights:
+        """Weights from `calibrate.rollout.roll_out`'s errors, [prompts, chunks, chunks], as far as `reach`.
 
         Raises SettingError, naming prompt and chunk, where one is NaN or infinite.
         """
@@ -93,16 +102,22 @@ class FrameWeights:
         if not errors.sum() > 0:
             return cls.uniform(chunk_frames)  # quantizing changes nothing, so nothing matters more
         frames = torch.tensor(chunk_frames, dtype=torch.float64)
+        reach = reach or full_reach(len(frames))
+
+        def shares(mean: Tensor) -> Tensor:
+            """Of the error of all frames, from mean errors [..., chunks, chunks]: [..., chunks]."""
+            effect = (complete(mean, reach) * frames).sum(-1)
+            return effect / effect.sum(-1, keepdim=True).clamp_min(1e-300)
+
         errors = errors.double()
-        means = (errors * frames).sum(2) / frames.sum()  # [prompts, chunks]
-        low, high = interval(means, seed)
-        mean = errors.mean(0)
+        low, high = interval(errors, shares, seed)
+        sensitivity, mean = shares(errors.mean(0)), complete(errors.mean(0), reach)
         own = mean.diagonal()
         unit = own[0].clamp_min(1e-300)
         after = (mean.triu(1) * frames).sum(1)[:-1] / frames.flip(0).cumsum(0).flip(0)[1:]
         return cls(
             tuple(chunk_frames),
-            tuple(_normalised(means.mean(0)).tolist()),
+            tuple(sensitivity.tolist()),
             tuple(low.tolist()),
             tuple(high.tolist()),
             tuple((own / unit).tolist()),
@@ -156,24 +171,25 @@ def check_errors(errors: Tensor) -> None:
         )
 
 
-def interval(means: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """95 % bootstrap interval, over prompts, of the normalised mean of `means` [prompts, chunks]: two of [chunks]."""
+def interval(errors: Tensor, shares: Callable[[Tensor], Tensor], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """95 % bootstrap interval, over prompts, of the `shares` of mean `errors` [prompts, ...]: two of [chunks]."""
+    flat = errors.flatten(1)
     # In an order of their own, so that the order in which prompts came does not matter.
-    means = means[np.lexsort(means.numpy().T).tolist()]
+    flat = flat[np.lexsort(flat.numpy().T).tolist()]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(means), (RESAMPLES, len(means)), generator=generator)
-    resampled = _normalised(means[drawn].mean(1))
+    drawn = torch.randint(len(flat), (RESAMPLES, len(flat)), generator=generator)
+    times = torch.zeros(RESAMPLES, len(flat), dtype=flat.dtype)
+    times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=flat.dtype))
+    resampled = shares((times @ flat / len(flat)).unflatten(1, errors.shape[1:]))
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype), dim=0)
     return low, high
 
 
-def converged(errors: Tensor, chunk_frames: Sequence[int], within: float = WITHIN) -> bool:
+def converged(
+    errors: Tensor, chunk_frames: Sequence[int], reach: Sequence[int] | None = None, within: float = WITHIN
+) -> bool:
     """Whether no interval reaches further than `within` of its value; `errors` as in `FrameWeights.from_errors`."""
-    if len(errors) < LEAST_PROMPTS:
-        return False
-    found = FrameWeights.from_errors(errors, chunk_frames)
-    ends = zip(found.low, found.high, found.sensitivity, strict=True)
-    return all(max(high - value, value - low) <= within * value for low, high, value in ends)
+    return len(errors) >= LEAST_PROMPTS and FrameWeights.from_errors(errors, chunk_frames, reach).spread <= within
 
 
 def _effect(chunk_frames: Sequence[int], own: Sequence[float], later: Sequence[float]) -> list[float]:
@@ -186,7 +202,3 @@ def _per_affected(chunk_frames: Sequence[int], own: Sequence[float], later: Sequ
     affected = np.cumsum(list(chunk_frames)[::-1])[::-1]
     effect = np.array(_effect(chunk_frames, own, later)) / affected
     return tuple(float(e) for e in effect / max(effect[0], 1e-300))
-
-
-def _normalised(values: Tensor) -> Tensor:
-    return values / values.sum(-1, keepdim=True).clamp_min(1e-300)

@@ -15,6 +15,7 @@ from .. import __version__
 from ..calibrate import prompts as shipped
 from ..calibrate.calibration import Calibration
 from ..calibrate.reach import REACHES
+from ..calibrate.weights import LEAST_PROMPTS, WITHIN, FrameWeights
 from ..checkpoint.calibration import save_calibration
 from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
@@ -37,12 +38,12 @@ from .common import (
     one_tensor,
     parse_size,
     pick_device,
+    say,
     wanted_frames,
     work_folder,
 )
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
-LEAST_PROMPTS = 4
 DEMO_PROMPTS = 64
 """Of the prompts the demo model was trained on, where none are given."""
 DEFAULTS: dict[str, object] = {"size": "60x104", "reach": "short", "seed": SEED}
@@ -77,7 +78,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--budget-minutes",
         type=float,
         help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
-        "the first ones; one batch at least",
+        "the first ones; at least 4",
     )
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
     parser.add_argument("--device", default="auto")
@@ -106,8 +107,8 @@ def run(args: argparse.Namespace) -> None:
     place(model, args.device)
     calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes)
     work.finish(lambda path: save_calibration(calibration, path), args.out)
-    print_weights(calibration, setting_of(model, clips.size, clips.frames).chunk_sizes)
-    print(f"wrote {args.out}: {calibration.prompts} prompts")
+    print_weights(calibration.weights(setting_of(model, clips.size, clips.frames).chunk_sizes))
+    print(f"wrote {args.out}: {counted(calibration.prompts, 'prompt')}")
 
 
 @dataclass(frozen=True)
@@ -225,9 +226,12 @@ def run_calibration(
             bar.update(done - bar.n)
 
         texts, size, frames = clips.embeddings, clips.size, clips.frames
-        return calibrate(
+        found = calibrate(
             model, texts, size, frames, recipe, seed, reach=reach, work=work, minutes=minutes, rest=rest, on_chunk=show
         )
+    if found.prompts < len(texts):
+        say(f"{found.prompts} of {counted(len(texts), 'prompt')} fit --budget-minutes.")
+    return found
 
 
 def place(model: Model, device: str) -> None:
@@ -236,7 +240,19 @@ def place(model: Model, device: str) -> None:
     model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
 
 
-def print_weights(calibration: Calibration, chunk_frames: tuple[int, ...]) -> None:
-    """Each chunk's weight as a table."""
-    weights = calibration.weights(chunk_frames)
-    print(text_table([{"chunk": k + 1, "weight": value} for k, value in enumerate(weights.values)]))
+def print_weights(weights: FrameWeights) -> None:
+    """Each chunk's weight and its interval as a table, and how sure they are."""
+    chunks = len(weights.values)
+    columns = zip(weights.values, weights.low, weights.high, strict=True)
+    print(
+        text_table(
+            [
+                {"chunk": k + 1, "weight": value, "95 % from": low * chunks, "to": high * chunks}
+                for k, (value, low, high) in enumerate(columns)
+            ]
+        )
+    )
+    if weights.prompts:
+        narrow = "narrow enough" if weights.spread <= WITHIN else f"more than {WITHIN:.0%}: more prompts would help"
+        reached = f"intervals reach at most {weights.spread:.0%} from their weights, {narrow}"
+        print(f"measured on {counted(weights.prompts, 'prompt')}; {reached}")

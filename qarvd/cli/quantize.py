@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,14 +16,15 @@ from ..checkpoint.model import Model, save
 from ..errors import SettingError
 from ..jobs.budget import check_target
 from ..jobs.pace import CHOOSING, FITTING
-from ..jobs.quantize import QUANTIZING, check_stream, quantize
+from ..jobs.quantize import MEASURING, QUANTIZING, check_stream, quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
+from ..quantize.rounding.task import ENOUGH
 from ..recipe import OUTLIERS, RECIPES, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
 from .calibrate import add_calibration, filled, given, open_work, place, read_clips, run_calibration
-from .common import add_model, check_out, load_model, model_path, say
+from .common import add_model, check_out, counted, load_model, model_path, say
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
 OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
@@ -71,6 +73,9 @@ def run(args: argparse.Namespace) -> None:
     print(text_table(by_kind(reports)))
     if recipe.target is not None:
         print(text_table(by_choice(reports)))
+        budget: Any = model.notes["budget"]
+        least = budget["least_possible_error"]
+        print(f"error in all {budget['error']:.4g}; no choice of that size has less than {least:.4g}")
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
@@ -114,6 +119,9 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
     if args.stats:
         calibration = load_calibration(args.stats)
         check_stream(recipe, len(calibration.reach))
+        measured = calibration.measured_as
+        if recipe.frame_weights and measured is not None and measured.weight_bits != recipe.weight_bits:
+            say(f"Chunks were measured with {measured.weight_bits}-bit weights; their effects serve here, too.")
         work = open_work(args, model, recipe, {"stats": sha256(args.stats.read_bytes()).hexdigest()})
     else:
         clips = read_clips(args, model)
@@ -121,6 +129,8 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         work = open_work(args, model, recipe, clips.about)
         rest = FITTING if recipe.target is None else FITTING + CHOOSING
         calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, rest)
+    if calibration.prompts < ENOUGH:
+        say(f"Calibrated on {counted(calibration.prompts, 'prompt')}; {ENOUGH} or more make a better model.")
     model, reports = with_bar(model, recipe, calibration, work)
     work.finish(lambda path: save(model, path), args.out)
     return model, reports
@@ -131,10 +141,14 @@ def with_bar(
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize with a progress bar."""
     count = sum(map(len, linear_groups(model.config.num_layers)))
-    with tqdm(total=count, unit="linear", desc=QUANTIZING, leave=False) as bar:
+    calls = 0 if calibration is None else sum(len(rollout.calls) for rollout in calibration.rollouts)
+    with (
+        tqdm(total=calls, unit="call", desc=MEASURING, leave=False, disable=recipe.target is None) as measuring,
+        tqdm(total=count, unit="linear", desc=QUANTIZING, leave=False) as bar,
+    ):
 
-        def say(what: str) -> None:
-            if not bar.desc.startswith(what):
-                bar.set_description(what)
+        def on_call(what: str) -> None:
+            if what == MEASURING:
+                measuring.update()
 
-        return quantize(model, recipe, calibration, work, lambda name: bar.update(), say)
+        return quantize(model, recipe, calibration, work, lambda name: bar.update(), on_call)

@@ -16,6 +16,7 @@ from ..calibrate.calibration import Batch, Calibration, batch_prompts, collect
 from ..calibrate.collect import refusing_overflow
 from ..calibrate.reach import REACHES
 from ..calibrate.rollout import Setting
+from ..calibrate.weights import LEAST_PROMPTS
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
 from ..quantize.model import quantize_tree
@@ -23,6 +24,8 @@ from ..recipe import Recipe
 from .pace import NO_REST, Clock, Rest
 from .work import Work
 
+MEASURED, MEASURED_IN_TIME = 32, 8
+"""Prompts on which chunks are measured at most, without and with a time to keep."""
 SEED = 20_000
 """Of the first prompt's noise, so that calibration does not see the noise of seeds people use."""
 
@@ -46,7 +49,7 @@ def calibrate(
     frames: int,
     recipe: Recipe,
     seed: int = SEED,
-    most_measured: int = 32,
+    most_measured: int | None = None,
     reach: str = "full",
     work: Work | None = None,
     minutes: float | None = None,
@@ -55,9 +58,10 @@ def calibrate(
 ) -> Calibration:
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
-    Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts, and only where
-    the recipe wants frame weights; `reach` names how far each effect is followed. Of the prompts as many are taken as
-    fit `minutes` with all that follows, `rest` included, at the pace of those before; one batch at least.
+    Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts (MEASURED; or
+    MEASURED_IN_TIME, where time is short), and only where the recipe wants frame weights; `reach` names how far each
+    effect is followed. Of the prompts as many are taken as fit `minutes` with all that follows, `rest` included, at the
+    pace of those before, but at least LEAST_PROMPTS.
     """
     setting = setting_of(model, size, frames)
     chunks = len(setting.spans)
@@ -83,7 +87,7 @@ def calibrate(
         finished = work is not None and work.has_batch(prompts)
         late = minutes is not None and clock.in_all(prompts // at_once, chunks, later, rest) > minutes
         if stop is None and late and not finished:
-            stop = prompts
+            stop = max(prompts, LEAST_PROMPTS)
             if work is not None:
                 work.note("prompts", stop)
         return stop is not None and prompts >= stop
@@ -103,7 +107,7 @@ def calibrate(
         quantized,
         texts,
         seed,
-        most_measured,
+        most_measured or (MEASURED if minutes is None else MEASURED_IN_TIME),
         far,
         recall=(lambda first: None) if work is None else work.recall_batch,
         keep=keep,

@@ -11,7 +11,7 @@ from math import prod
 from torch import Tensor
 
 from ..calibrate.calibration import Calibration
-from ..calibrate.calls import call_shares, calls_of, nothing_measured
+from ..calibrate.calls import call_shares, calls_of, draw_calls, nothing_measured
 from ..calibrate.rollout import Rollout, Setting
 from ..calibrate.spill import Spill
 from ..calibrate.weights import FrameWeights
@@ -40,12 +40,15 @@ def quantize(
     work: Work | None = None,
     on_layer: Callable[[str], object] = lambda name: None,
     on_call: Callable[[str], object] = lambda what: None,
+    all_calls: bool = False,
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
-    Without a calibration the recipe must be one that needs none (`Recipe.without_data`). `on_layer` hears of every
-    linear, `on_call` before every model call, of what it is for; both may raise to stop. Raises SettingError for
-    statistics of another model, for a target that cannot be met, and for streams shorter than the calibration's clips.
+    Layers are fitted to the calls that matter and to a few of the others (`calls.draw_calls`), or to `all_calls`, which
+    takes twice the time. Without a calibration the recipe must be one that needs none (`Recipe.without_data`).
+    `on_layer` hears of every linear, `on_call` before every model call, of what it is for; both may raise to stop.
+    Raises SettingError for statistics of another model, for a target that cannot be met, and for streams shorter than
+    the calibration's clips.
     """
     notes = dict(model.notes)
     if calibration is None:
@@ -67,13 +70,14 @@ def quantize(
                 keep_choice(choice, work)
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
-        on_disk = work is not None and state_bytes(calibration, model) > IN_MEMORY
+        rollouts, fitted = (calibration.rollouts, table) if all_calls else draw_calls(calibration.rollouts, table)
+        on_disk = work is not None and state_bytes(rollouts, model) > IN_MEMORY
         with work.spill() if work is not None and on_disk else nullcontext() as folder:
             reports = quantize_blockwise(
                 model.tree,
                 setting,
-                calibration.rollouts,
-                table,
+                rollouts,
+                fitted,
                 recipe,
                 None if choice is None else choice.bits,
                 spill=Spill(folder),
@@ -147,10 +151,10 @@ def keep_choice(choice: Choice, work: Work | None) -> None:
         work.note(CHOICE, {"groups": groups, "nbytes": found.nbytes, "error": found.error, "bound": found.bound})
 
 
-def state_bytes(calibration: Calibration, model: Model) -> float:
+def state_bytes(rollouts: Sequence[Rollout], model: Model) -> float:
     """Bytes of the states that walk through the blocks."""
     config = model.config
-    tokens = sum(rollout.tokens for rollout in calibration.rollouts) / prod(config.patch_size)
+    tokens = sum(rollout.tokens for rollout in rollouts) / prod(config.patch_size)
     return 3 * tokens * config.dim * model.tree.patch_embedding.weight.itemsize
 
 

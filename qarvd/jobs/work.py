@@ -41,6 +41,8 @@ class Work:
         """
         self._folder = folder
         self._about = about = json.loads(json.dumps(about))
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [ABOUT]:
+            (folder / ABOUT).unlink()  # a run that was stopped before it had finished anything
         if (folder / ABOUT).is_file():
             if not resume:
                 raise SettingError(

@@ -3,7 +3,8 @@
 Every call's input stays on the full-precision trajectory. Two states of each call walk through the blocks: that of the
 full model and that of the quantized one. Within a block, linears are quantized in the order in which they run; each is
 fitted to put out, on the quantized state, what the full layer puts out on the full state. So the whole costs two
-roll-outs' worth of forward passes, one for either state, beside the fitting itself.
+roll-outs' worth of forward passes, one for either state, beside the fitting itself. Of the blocks, only the one that is
+quantized lies on the device meanwhile.
 """
 
 from __future__ import annotations
@@ -72,17 +73,20 @@ def quantize_blockwise(
     """
     config = setting.config
     check_recipe(recipe, config.num_layers)
-    walk = _Walk(tree, setting, weights, recipe, bits or {}, memory or Memory(), on_layer, on_call)
+    clips = sum(len(rollout.embeddings) for rollout in rollouts)
+    walk = _Walk(tree, setting, weights, clips, recipe, bits or {}, memory or Memory(), on_layer, on_call)
     spill = spill or Spill(None)
     order = list(linear_groups(config.num_layers))
     for group in order:
         for name in group:
             linear_of(tree, name)  # refuses early what is damaged or already quantized
 
+    tree.blocks.to("cpu")
     tracks = walk.texts(rollouts)
     walk.start(tracks, spill)
     for index in range(config.num_layers):
         walk.block(index, tracks, last=index + 1 == config.num_layers)
+    tree.blocks.to(walk.device)
     found = {report.name: report for report in walk.reports}
     return [found[name] for group in order for name in group]
 
@@ -95,13 +99,14 @@ class _Walk:
         tree: Any,
         setting: Setting,
         weights: Sequence[Sequence[float]],
+        clips: int,
         recipe: Recipe,
         bits: Mapping[str, int],
         memory: Memory,
         on_layer: Callable[[str], object],
         on_call: Callable[[], object],
     ) -> None:
-        self.tree, self.setting, self.weights = tree, setting, weights
+        self.tree, self.setting, self.weights, self.clips = tree, setting, weights, clips
         self.recipe, self.bits, self.memory = recipe, bits, memory
         self.on_layer, self.on_call = on_layer, on_call
         self.device = tree.patch_embedding.weight.device
@@ -115,9 +120,8 @@ class _Walk:
         if results is None:
             collector = Collector(names, tokens)
             collect(collector)
-            results = quantize_group(
-                names, full, self.recipe, self.bits.get(names[0], self.recipe.weight_bits), collector.stats
-            )
+            bits = self.bits.get(names[0], self.recipe.weight_bits)
+            results = quantize_group(names, full, self.recipe, bits, collector.stats, self.clips)
             self.memory.keep(names, results)
         for linear, report in results:
             if linear is not None:
@@ -175,7 +179,7 @@ class _Walk:
 
     def block(self, index: int, tracks: Sequence[_Track], last: bool) -> None:
         """Quantize one block and walk both states through it."""
-        full = self.tree.blocks[index]
+        full = self.tree.blocks[index].to(self.device)
         quantized = copy.deepcopy(full)
         self.tree.blocks[index] = quantized
         sides = (full, quantized)
@@ -193,6 +197,7 @@ class _Walk:
         ]
         for which in range(3):
             self.branch(index, which, sides, tracks, texts, leave=not (last and which == 2))
+        quantized.to("cpu")
 
     def branch(
         self,

@@ -3,7 +3,8 @@
 To first order, an error d in a linear's output moves the prediction by J d, J being the Jacobian from that output. For
 random signs r of the prediction's shape, E (r^T J d)^2 = |J d|^2, and r^T J is one backward pass (Hutchinson). So one
 forward and one backward pass of the full-precision model measure every layer at every bit-width; quantizing layers one
-by one would take a roll-out each. The backward pass goes block by block, each computed again from its input.
+by one would take a roll-out each. The backward pass goes block by block, each computed again from its input. What a
+layer does to the keys and values that later chunks read is left out.
 """
 
 from __future__ import annotations

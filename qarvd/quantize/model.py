@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from .grid import row_error
 from .outliers import published_split
 from .rounding import ROUNDING, Task
+from .rounding.task import ENOUGH
 from .search import search_split
 
 
@@ -103,11 +104,16 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
 
 
 def quantize_group(
-    names: Sequence[str], linears: Sequence[nn.Linear], recipe: Recipe, bits: int, stats: LayerStats | None = None
+    names: Sequence[str],
+    linears: Sequence[nn.Linear],
+    recipe: Recipe,
+    bits: int,
+    stats: LayerStats | None = None,
+    clips: int = ENOUGH,
 ) -> list[tuple[QuantizedLinear | None, LayerReport]]:
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
-    `bits` 16 keeps them.
+    `bits` 16 keeps them; `stats` are of so many `clips`.
     """
     weights = [linear.weight for linear in linears]
     reason = "kept by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
@@ -126,7 +132,7 @@ def quantize_group(
     results = []
     for name, linear in zip(names, linears, strict=True):
         correct = recipe.correct_bias and stats is not None and linear.bias is not None
-        task = Task(linear.weight, split, codec, recipe.symmetric, stats, correct)
+        task = Task(linear.weight, split, codec, recipe.symmetric, stats, correct, clips)
         quantized = ROUNDING[recipe.rounding](task)
         restored = quantized.dequantize()
         bias, output_error = linear.bias, None

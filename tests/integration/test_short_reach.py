@@ -7,7 +7,7 @@ import pytest
 import torch
 from plant_outliers import plant
 
-from qarvd.calibrate.reach import complete, short_reach
+from qarvd.calibrate.reach import short_reach
 from qarvd.calibrate.rollout import roll_out
 from qarvd.calibrate.weights import FrameWeights
 from qarvd.checkpoint.model import load
@@ -38,8 +38,8 @@ def test_every_weight_is_within_25_percent_and_nearer_than_any_exponential(twin:
         assert torch.equal(cut[:, k, : k + far], errors[:, k, : k + far])
         assert not cut[:, k, k + far :].any()
     measured, short = (
-        np.array(FrameWeights.from_errors(e, setting.chunk_sizes).values)
-        for e in (errors, complete(cut, short_reach(CHUNKS)))
+        np.array(FrameWeights.from_errors(e, setting.chunk_sizes, reach).values)
+        for e, reach in ((errors, None), (cut, short_reach(CHUNKS)))
     )
     assert np.abs(short / measured - 1).max() < 0.25
     line = np.polyfit(np.arange(CHUNKS), np.log(measured), 1)  # the exponential nearest to the truth

@@ -111,10 +111,15 @@ def test_intervals_hold_the_mean_and_know_paired_methods_apart() -> None:
     mine, other = hard * 0.9 * random.normal(1, 0.01, (3, 64)), hard * random.normal(1, 0.01, (3, 64))
     low, high = interval(resample(mine))
     assert low < mine.mean() < high
-    found = compare(mine, other)
+    found = compare(*({seed: list(errors) for seed, errors in enumerate(rows)} for rows in (mine, other)))
     assert found["ratio"] == pytest.approx(0.9, abs=0.01) and found["ratio_low"] < 0.9 < found["ratio_high"] < 1
     assert found["difference_high"] < 0
     assert interval(resample(mine))[1] > interval(resample(other))[0]  # unpaired, they could not be told apart
+
+
+def test_seeds_that_one_method_lacks_are_not_compared() -> None:
+    mine, other = {0: [1.0, 2.0], 2: [9.0, 9.0], 1: [2.0, 4.0]}, {1: [4.0, 8.0]}
+    assert compare(mine, other)["ratio"] == 0.5
 
 
 def test_a_row_says_what_its_runs_measured() -> None:

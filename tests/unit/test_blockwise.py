@@ -126,7 +126,9 @@ def test_a_share_of_the_video_is_taken_and_all_of_the_text(
     seen = {}
 
     def settled(names: Sequence[str], *rest: Any) -> Any:
-        seen[names[0]] = rest[-1].weight
+        *_, stats, clips = rest
+        assert clips == sum(len(rollout.embeddings) for rollout in rollouts)
+        seen[names[0]] = stats.weight
         return quantize_group(names, *rest)
 
     monkeypatch.setattr(blockwise, "quantize_group", settled)

@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qarvd.calibrate.calls import LEAST, call_errors, call_shares, calls_of, generated, nothing_measured
-from qarvd.calibrate.rollout import Setting
+from qarvd.calibrate.calls import (
+    CERTAIN,
+    LEAST,
+    call_errors,
+    call_shares,
+    calls_of,
+    draw_calls,
+    generated,
+    nothing_measured,
+)
+from qarvd.calibrate.rollout import Call, Rollout, Setting
 from qarvd.checkpoint.model import Model
 from qarvd.errors import CheckpointError
 from qarvd.jobs.calibrate import measure_calls
@@ -95,3 +104,44 @@ def test_a_call_without_effect_keeps_a_little_weight() -> None:
 def test_without_measurements_all_calls_weigh_alike() -> None:
     assert call_shares(nothing_measured(SETTING), calls_of(SETTING)) == [[1.0] * 5] * 5
     assert call_shares(torch.zeros(2, 3, 5).double(), [5, 5]) == [[1.0] * 5] * 2
+
+
+WEIGHTS = [[0.02, 0.1, 1.4, 4.6, 0.9], [0.0, 0.03, 0.4, 3.2, 1.3]]
+"""Of two chunks' calls, the pass that fills the cache last; the last chunk has none."""
+
+
+def recorded(number: int) -> list[Rollout]:
+    latents = torch.zeros(1, 1, 1, 1, 1)
+    calls = [Call(k, i, 0.0, k, latents) for k, row in enumerate(WEIGHTS) for i in range(len(row))][:-1]
+    return [Rollout(torch.zeros(1, 1, 1), tuple(calls)) for _ in range(number)]
+
+
+def test_drawn_calls_keep_the_sums_that_all_calls_would_give() -> None:
+    rollouts = recorded(4000)
+    drawn, table = draw_calls(rollouts, WEIGHTS)
+    for k, row in enumerate(WEIGHTS):
+        for i, weight in enumerate(row[: 5 - k]):
+            count = sum(call.chunk == k and call.step == i for rollout in drawn for call in rollout.calls)
+            # A call is kept or not: the deviation of the mean of 4,000 such draws.
+            chance = min(1.0, weight / sum(row) / CERTAIN)
+            slack = 4 * (table[k][i] ** 2 * chance * (1 - chance) / 4000) ** 0.5 if i < 4 else 0
+            assert count * table[k][i] / 4000 == pytest.approx(weight, abs=slack + 1e-12)
+
+
+def test_what_matters_is_always_among_the_drawn_and_most_else_is_not() -> None:
+    rollouts = recorded(100)
+    drawn, table = draw_calls(rollouts, WEIGHTS)
+    for whole, some in zip(rollouts, drawn, strict=True):
+        kept = [(call.chunk, call.step) for call in some.calls]
+        assert {(0, 2), (0, 3), (0, 4), (1, 3)} <= set(kept)  # the pass that fills the cache, and heavy steps
+        assert [call for call in whole.calls if (call.chunk, call.step) in kept] == list(some.calls)
+    assert sum(len(some.calls) for some in drawn) < 0.65 * sum(len(whole.calls) for whole in rollouts)
+    assert table[0][2:] == WEIGHTS[0][2:]
+    again, _ = draw_calls(rollouts, WEIGHTS)
+    assert [r.calls for r in again] == [r.calls for r in drawn]  # an interrupted run takes up the same
+
+
+def test_calls_of_one_weight_are_all_kept() -> None:
+    even = [[1.0] * 5] * 2
+    drawn, table = draw_calls(recorded(5), even)
+    assert [len(rollout.calls) for rollout in drawn] == [9] * 5 and table == even

@@ -28,7 +28,8 @@ def test_statistics_and_their_prompts_give_the_same_linears(
 ) -> None:
     stats, by_stats, by_prompts = (tmp_path / f"{name}.safetensors" for name in ("stats", "a", "b"))
     said = run("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", stats)
-    assert re.search(r"chunk +weight\n1 +[\d.]+\n2 +[\d.]+\n", said) and f"{PROMPTS} prompts" in said
+    assert re.search(r"chunk +weight +95 % from +to\n1( +[\d.]+){3}\n2( +[\d.]+){3}\n", said)
+    assert re.search(rf"measured on {PROMPTS} prompts; intervals reach at most \d+% from their weights", said)
     assert load_calibration(stats).errors.shape == (PROMPTS, 2, 2)
     run("quantize", model_file, "--recipe", "w4a8", "--stats", stats, "--out", by_stats)
     run("quantize", model_file, "--recipe", "w4a8", "--prompts", prompts, *CLIP, "--out", by_prompts)

@@ -70,6 +70,15 @@ def test_the_effect_of_a_layer_is_that_of_swapping_it_in(group: tuple[str, ...],
     assert found[group][4] == pytest.approx(due, rel=0.5)
 
 
+def test_effects_grow_with_the_weight_of_their_chunk(rollout: Rollout) -> None:
+    one, two, three = (
+        option_errors(tiny_model().tree, SETTING, [rollout], ((w,) * 5, (0.5,) * 5), Recipe(), (4,)) for w in (1, 2, 3)
+    )
+    for names, effect in two.items():
+        assert one[names][4] < 0.95 * effect[4]
+        assert one[names][4] + three[names][4] == pytest.approx(2 * effect[4])
+
+
 def test_more_bits_have_less_effect_everywhere(rollout: Rollout) -> None:
     found = option_errors(tiny_model().tree, SETTING, [rollout], WEIGHTS, Recipe())
     assert all(0 <= effect[8] < effect[4] for effect in found.values())

@@ -70,8 +70,8 @@ def test_an_interval_that_is_narrow_but_for_one_side_is_not_narrow() -> None:
     most = max(max(high - v, v - low) / v for low, high, v in ends)
     half = max((high - low) / 2 / v for low, high, v in ends)
     within = (most + half) / 2
-    assert half < within < most and not converged(errors, (3, 3), within)
-    assert converged(errors, (3, 3), most * 1.001)
+    assert half < within < most and not converged(errors, (3, 3), within=within)
+    assert converged(errors, (3, 3), within=most * 1.001)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -130,9 +130,23 @@ def test_the_short_reach_tells_the_full_measure_where_errors_settle_at_once() ->
     cut = errors.clone()
     for k, far in enumerate(reach):
         cut[:, k, k + far :] = 0
-    full, short = (FrameWeights.from_errors(e, (3,) * 7).values for e in (errors, complete(cut, reach)))
-    assert short == pytest.approx(full, rel=0.1)
+    full, short = (FrameWeights.from_errors(e, (3,) * 7, r) for e, r in ((errors, None), (cut, reach)))
+    assert short.values == pytest.approx(full.values, rel=0.1)
     assert torch.equal(complete(errors, full_reach(7)), errors)
+
+
+def test_what_is_told_from_other_chunks_has_their_spread() -> None:
+    """Chunk 6 was followed through itself alone, and alike for all prompts; what the share of chunk 3 adds is not."""
+    errors = errors_like([1.0] * 7, [0.5] * 6, 16)
+    errors[::2, 2, 3:] *= 0.2
+    cut = torch.zeros_like(errors)
+    for k, far in enumerate(short_reach(7)):
+        cut[:, k, k : k + far] = errors[:, k, k : k + far]
+    alone = cut.clone()
+    alone[:, 2, 3] = cut[:, 2, 3].mean()
+    wide, narrow = (FrameWeights.from_errors(e, (3,) * 7, short_reach(7)) for e in (cut, alone))
+    assert wide.sensitivity == pytest.approx(narrow.sensitivity)
+    assert wide.high[5] - wide.low[5] > 0.02 * wide.sensitivity[5] > 1e3 * (narrow.high[5] - narrow.low[5])
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5])

@@ -1,5 +1,7 @@
 """GPTQ and what follows it only ever lower the error of the output."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.grid import fit_grid, full_range, row_error, to_codes
 from qarvd.quantize.rounding import ROUNDING, Task
 from qarvd.quantize.rounding import gptq as steps
+from qarvd.quantize.rounding.task import DAMPING
 
 laws = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -42,8 +45,12 @@ def output_error(x: Tensor, full: Tensor, weight: Tensor, restored: Tensor) -> f
 def test_it_beats_nearest_on_the_output(seed: int, outliers: int, drift: float, symmetric: bool) -> None:
     x, full, weight, task = layer(seed, outliers, drift)
     task = Task(weight, task.split, task.codec, symmetric, task.stats)
-    errors = {name: output_error(x, full, weight, ROUNDING[name](task).dequantize()) for name in ("nearest", "gptq")}
-    assert errors["gptq"] < 0.8 * errors["nearest"]
+    blind = replace(task, stats=None)
+    gptq, aimed, nearest = (
+        output_error(x, full, weight, ROUNDING[name](t).dequantize())
+        for name, t in (("gptq", task), ("nearest", task), ("nearest", blind))
+    )
+    assert gptq < 0.8 * nearest and aimed < nearest
 
 
 @laws
@@ -114,3 +121,41 @@ def test_inputs_that_hardly_vary_about_a_large_mean_are_fitted_all_the_same(seed
 def test_without_statistics_it_is_refused() -> None:
     with pytest.raises(SettingError, match="needs the statistics of calibration"):
         ROUNDING["gptq"](Task(torch.randn(8, 32), ChannelSplit(32), CODECS["int4"]))
+
+
+@laws
+@given(seed=seeds, outliers=st.sampled_from([0, 32]))
+def test_the_loudest_input_is_rounded_before_any_error_could_be_made_up_for(seed: int, outliers: int) -> None:
+    target, hessian = layer(seed, outliers)[3].in_order
+    assert hessian is not None
+    grid = fit_grid(target, outliers, CODECS["int4"], False, hessian)
+    scale, zero = grid.per_column(outliers, 96)
+    nearest = to_codes(target, scale, zero, grid.low, grid.high)
+    codes = steps.compensate(target, hessian, grid, outliers)
+    loudest = int(hessian.diagonal().argmax())
+    assert torch.equal(codes[:, loudest], nearest[:, loudest])
+    assert not torch.equal(codes, nearest)
+
+
+@pytest.mark.parametrize("outliers", [0, 32])
+def test_clips_are_chosen_by_the_error_of_the_output(outliers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = layer(0, outliers)[3]
+    target, hessian = task.in_order
+    by_output, by_weight = (fit_grid(target, outliers, task.codec, task.symmetric, h) for h in (hessian, None))
+    monkeypatch.setattr(steps, "ROUNDS", 0)  # which would fit the steps anew
+    found = ROUNDING["gptq"](task)
+    torch.testing.assert_close(found.scale, by_output.scale)
+    assert not torch.allclose(by_weight.scale, by_output.scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("clips", [64, 24])
+def test_inputs_of_enough_clips_are_taken_at_their_word(clips: int) -> None:
+    assert replace(layer(0)[3], clips=clips).damping == DAMPING
+
+
+@laws
+@given(seed=seeds, drift=st.floats(0.05, 0.5))
+def test_the_fewer_clips_the_nearer_the_target_stays_to_the_weight(seed: int, drift: float) -> None:
+    *_, weight, task = layer(seed, drift=drift)
+    moved = [float((replace(task, clips=n).problem[0] - weight).norm()) for n in (24, 8, 4, 1)]
+    assert moved == sorted(moved, reverse=True) and moved[-1] < 0.9 * moved[0]

@@ -42,6 +42,23 @@ def test_linears_that_read_one_input_share_what_is_found() -> None:
     assert set(range(30)) <= set(search_split([even, weight], stats, INT4, False).split.outliers)
 
 
+def test_tokens_without_weight_have_no_say() -> None:
+    """Chunks that matter decide: the heavy tokens are faint where the weight is loud, the others loud everywhere."""
+    weight, _ = layer(32)
+    generator = torch.Generator().manual_seed(1)
+    x = 2 * torch.rand(400, CHANNELS, generator=generator) - 1  # all are among the samples
+    x[:200, :32] /= 12
+    x[200:] *= 5
+    heavy = torch.cat([torch.ones(200), torch.full((200,), 1e-9)])
+    weighted, alone, even = (
+        search_split([weight], LayerStats.of(x[:n], None, w, generator), INT4, False)
+        for n, w in ((400, heavy), (200, torch.ones(200)), (400, torch.ones(400)))
+    )
+    assert weighted.errors == pytest.approx(alone.errors, rel=1e-3)
+    assert weighted.split == alone.split
+    assert even.errors != pytest.approx(alone.errors, rel=0.2)
+
+
 @pytest.mark.parametrize("codec", [INT4, INT8], ids=["int4", "int8"])
 def test_an_even_weight_keeps_a_single_scale(codec: object) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -30,11 +30,9 @@ TOKENS = 4680
 
 def ROUND(task: Task) -> QuantizedWeight:
     """Quantize against the inputs in `task.stats`. Raises SettingError without them."""
-    if task.stats is None:
+    target, hessian = task.in_order
+    if hessian is None:
         raise SettingError("AdaRound needs the statistics of calibration; give prompts, or round to nearest.")
-    order = task.split.order.to(task.weight.device)
-    target, hessian = task.problem
-    target, hessian = target[:, order].float(), hessian[order][:, order].float()
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:

@@ -26,11 +26,9 @@ SWEEPS = 2
 
 def ROUND(task: Task) -> QuantizedWeight:
     """Quantize against the inputs in `task.stats`. Raises SettingError without them."""
-    if task.stats is None:
+    target, hessian = task.in_order
+    if hessian is None:
         raise SettingError("GPTQ needs the statistics of calibration; give prompts, or round to nearest.")
-    order = task.split.order.to(task.weight.device)
-    target, hessian = task.problem
-    target, hessian = target[:, order], hessian[order][:, order]
     n = task.split.n_outlier
     grid = fit_grid(target, n, task.codec, task.symmetric, hessian)
     codes = compensate(target, hessian, grid, n)

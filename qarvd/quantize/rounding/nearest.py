@@ -1,4 +1,7 @@
-"""Round to nearest, with the clip of each row and range that leaves the least squared error in the weight."""
+"""Round to nearest, with the clip of each row and range that leaves the least squared error.
+
+It is the weight's error, or, with statistics, that of the output, and then `Task.problem`'s target is rounded.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from .task import Task
 
 
 def ROUND(task: Task) -> QuantizedWeight:
-    """Quantize without looking at the inputs."""
+    """Quantize every weight by itself."""
     split = task.split
-    columns = task.weight.detach().float()[:, split.order.to(task.weight.device)]
-    grid = fit_grid(columns, split.n_outlier, task.codec, task.symmetric)
+    columns, hessian = task.in_order
+    grid = fit_grid(columns, split.n_outlier, task.codec, task.symmetric, hessian)
     scale, zero = grid.per_column(split.n_outlier, split.channels)
     return assemble(to_codes(columns, scale, zero, grid.low, grid.high), grid, split, task.codec)

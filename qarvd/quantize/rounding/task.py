@@ -16,6 +16,8 @@ from ...ops.split import ChannelSplit
 DAMPING = 0.02
 """Share of the Hessian's diagonal that is added to it; unlike a share of its mean, it treats a channel alike whatever
 the scale of its activations."""
+ENOUGH = 24
+"""Clips from which on that is enough; of fewer, the inputs tell less of other clips' (docs/quality.md)."""
 FLOOR = 1e-4
 """Share of the mean that comes on top, for channels that are always zero."""
 
@@ -34,6 +36,13 @@ class Task:
     """What is known of its inputs."""
     free_bias: bool = False
     """The layer's bias is corrected afterwards, so that the mean of the output is not the rounding's concern."""
+    clips: int = ENOUGH
+    """How many calibration clips the statistics are of."""
+
+    @property
+    def damping(self) -> float:
+        """Share of the Hessian's diagonal to add."""
+        return DAMPING * max(1.0, ENOUGH / self.clips) ** 1.5
 
     @cached_property
     def problem(self) -> tuple[Tensor, Tensor]:
@@ -47,10 +56,19 @@ class Task:
         assert self.stats is not None
         hessian, cross = self.stats.moments(centred=self.free_bias)
         diagonal = hessian.diagonal()
-        diagonal += DAMPING * diagonal.clamp_min(0)
+        diagonal += self.damping * diagonal.clamp_min(0)
         weight = self.weight.detach().to(hessian.dtype)
         shift = torch.cholesky_solve((weight @ cross).T, factor(hessian)).T
         return (weight + shift).float(), hessian.float()
+
+    @property
+    def in_order(self) -> tuple[Tensor, Tensor | None]:
+        """`problem` in kernel column order; without statistics the weight itself, float32, and None."""
+        order = self.split.order.to(self.weight.device)
+        if self.stats is None:
+            return self.weight.detach().float()[:, order], None
+        target, hessian = self.problem
+        return target[:, order], hessian[order][:, order]
 
 
 def factor(hessian: Tensor) -> Tensor:
