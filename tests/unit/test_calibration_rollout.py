@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qarvd.calibrate import calibration
+from qarvd.calibrate.calibration import collect
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.checkpoint.model import Model
 from qarvd.quantize.model import quantize_tree
@@ -87,3 +89,15 @@ def test_the_full_prefix_is_shared(
     generated = []
     roll_out(setting, shared_model.tree, embeddings, [0], quantized, on_chunk=lambda: generated.append(1))
     assert len(generated) == 5 + 5 * 6 // 2
+
+
+def test_measuring_ends_once_the_intervals_are_narrow(
+    shared_model: Model, quantized: nn.Module, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = torch.randn(12, 3, setting.config.text_dim, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(calibration, "converged", lambda errors, *_: len(errors) >= 5)
+    rollouts, errors = collect(setting, shared_model.tree, quantized, texts, 0, most_measured=9)
+    assert len(errors) == 5 and sum(len(rollout.embeddings) for rollout in rollouts) == 12
+    monkeypatch.setattr(calibration, "converged", lambda *_: False)
+    assert len(collect(setting, shared_model.tree, quantized, texts, 0, most_measured=9)[1]) == 9

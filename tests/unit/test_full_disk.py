@@ -123,6 +123,23 @@ def test_statistics_are_resumed_after_a_full_disk(
     assert not list(tmp_path.glob("*.work"))
 
 
+def test_a_run_that_finished_nothing_is_in_no_ones_way(
+    model_file: Path,
+    prompts: Path,
+    tmp_path: Path,
+    unbroken: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "save_file", full_when(0, safetensors.save_file))
+        refusal(capsys, arguments("calibrate", model_file, prompts, out, "--seed", 7))
+    assert [path.name for path in tmp_path.glob("*.work/*")] == ["about.json"]
+    assert main(arguments("calibrate", model_file, prompts, out)) == 0  # another job, without --resume
+    assert out.read_bytes() == unbroken["statistics"]
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Batches that are rolled out from now on."""
     rolled: list[int] = []
