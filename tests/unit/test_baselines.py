@@ -114,6 +114,11 @@ def test_intervals_hold_the_mean_and_know_paired_methods_apart() -> None:
     found = compare(*({seed: list(errors) for seed, errors in enumerate(rows)} for rows in (mine, other)))
     assert found["ratio"] == pytest.approx(0.9, abs=0.01) and found["ratio_low"] < 0.9 < found["ratio_high"] < 1
     assert found["difference_high"] < 0
+    assert found["typical"] == pytest.approx(0.9, abs=0.01) and found["typical_low"] < 0.9 < found["typical_high"] < 1
+    mine[:, 5] *= 1000  # one clip that went astray
+    found = compare(*({seed: list(errors) for seed, errors in enumerate(rows)} for rows in (mine, other)))
+    assert found["ratio"] > 2 and found["typical"] < 1.1
+    mine[:, 5] /= 1000
     assert interval(resample(mine))[1] > interval(resample(other))[0]  # unpaired, they could not be told apart
 
 
