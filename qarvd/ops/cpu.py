@@ -2,7 +2,8 @@
 
 Activations are handed over as unsigned bytes around 128. On processors without VNNI, oneDNN adds pairs of products
 in 16 bits, which saturates silently for weights beyond 64; a start-up probe tells, and 8-bit weights then run as whole
-numbers in float32, in pieces of the input that float32 sums exactly.
+numbers in float32, in pieces of the input that float32 sums exactly. With AMX, sums of unsigned bytes beyond 2^24 are
+rounded to float32 before the 128 are taken off: by one part in 2^24 of such a sum.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _whole_float_product(codes: Tensor, scale: Tensor) -> Product:
 
 @cache
 def sums_exactly() -> bool:
-    """Whether oneDNN's products of the largest 8-bit codes are exact on this processor."""
+    """Whether oneDNN's products of the largest 8-bit codes do not saturate on this processor."""
     codes = torch.full((16, 64), 127, dtype=torch.int8)
     return bool((_byte_product(codes, torch.ones(16))(codes[:1]) == 64 * 127 * 127).all())
 

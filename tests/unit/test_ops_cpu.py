@@ -119,7 +119,9 @@ def test_products_of_whole_floats_are_exact(rows: int, out: int, columns: int, s
     came = cpu._whole_float_product(codes, torch.ones(out))(x)
     assert torch.equal(came, exact_product(x, codes))
     if cpu.sums_exactly():
-        assert torch.equal(came, cpu._byte_product(codes, torch.ones(out))(x))
+        slack = 2 * 255 * 127 * columns / 2**24  # with AMX, sums of bytes from 0 to 255 are rounded to float32
+        slack = slack if slack > 1 else 0
+        assert (cpu._byte_product(codes, torch.ones(out))(x) - came).abs().max() <= slack
 
 
 @laws
