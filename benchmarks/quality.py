@@ -50,6 +50,19 @@ CACHED = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "r
 """Methods that are also run with an int8 cache."""
 SMOKED = ("nearest", "rotation", "smoothquant", "published", "published_dynamic", "gptq", "random_outliers")
 """One of each kind."""
+PARTS = {
+    "without_compensation": "making up for the blocks before",
+    "without_dual_scale": "a second scale",
+    "random_outliers": "... for the channels that are found, not any",
+    "detected_outliers": "... as the search finds them, not the published detector",
+    "without_zero_points": "zero points",
+    "without_weights": "weights of chunks and calls",
+    "without_frame_weights": "... those of chunks",
+    "without_call_weights": "... those of calls",
+    "without_descent": "descent after GPTQ",
+    "without_bias_correction": "corrected biases",
+}
+"""What a method leaves out or does otherwise."""
 BITS = {"w8a8": 8, "w4a8": 4, "w4a8_int8_cache": 4}
 """Sections of the result, and their weights' bits."""
 
@@ -194,14 +207,26 @@ def summarise(results: dict[str, dict[str, Any]], full: dict[str, Any]) -> dict[
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Tables of every section and model."""
-    parts = []
+    """A table of what parts of ours are worth, and tables of every section and model."""
+    parts = ["### parts of ours, w4a8", "", *worth(summary["w4a8"]), ""]
     for section in BITS:
         for model in MODELS:
             rows = [row for row in summary[section] if row["model"] == model]
             if rows:
                 parts += [f"### {section}, {model} model", "", *table(rows), ""]
     return "\n".join(parts)
+
+
+def worth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What each part of ours does to the typical error, in Markdown."""
+    lines = ["| part | natural: with it, typically | twin |", "|---|---|---|"]
+    found = {(row["method"], row["model"]): row.get("ours_against_it") for row in rows}
+    for method, part in PARTS.items():
+        ratios = [found.get((method, model)) for model in MODELS]
+        cells = [f"{r['typical']:.2f}x [{r['typical_low']:.2f}, {r['typical_high']:.2f}]" if r else "" for r in ratios]
+        if any(cells):
+            lines.append(f"| {part} | {' | '.join(cells)} |")
+    return lines
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
