@@ -161,7 +161,7 @@ def _write_report(
             ),
             Figure(
                 "Outlier channels per layer",
-                "Input channels with a scale of their own, as detected on each layer's weights.",
+                "Input channels with a scale of their own, as many as leave the least error of the output.",
                 stacked_counts({r.name: (r.n_outlier, r.shape[1]) for r in report}),
             ),
             Figure(

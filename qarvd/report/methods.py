@@ -71,7 +71,7 @@ def methods_chapter(methods: dict[str, list[Method]]) -> Chapter:
 def _rows(entries: Sequence[Method]) -> list[dict[str, object]]:
     return [
         {
-            "method": entry.method,
+            "method": entry.method.replace("_", " "),
             "model": entry.model,
             "squared error": entry.mse,
             "95 % interval": f"{entry.mse_low:.4g} to {entry.mse_high:.4g}",
