@@ -38,7 +38,7 @@ SIZE, CHUNKS, CHUNK_FRAMES, FRAME_TOKENS = (60, 104), 7, 3, 1560
 CALLS = 5
 """Of a chunk: four steps and the pass that fills the cache."""
 DRAWN = 2.6
-"""Of these, those that layers are fitted to, with the shares that the demo model's calls have (calls.draw_calls)."""
+"""Of these, those that layers are fitted to, with the shares that the demo model's calls have (calls.sample_calls)."""
 
 
 @dataclass(frozen=True)

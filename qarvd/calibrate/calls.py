@@ -135,7 +135,7 @@ def call_shares(errors: Tensor, calls: Sequence[int]) -> list[list[float]]:
     return shares
 
 
-def draw_calls(
+def sample_calls(
     rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[list[Rollout], list[list[float]]]:
     """Roll-outs without most of the calls that matter little, and `weights` [chunks][calls] that make up for it.
@@ -145,7 +145,8 @@ def draw_calls(
     always, as later chunks read it.
     """
     generator = torch.Generator().manual_seed(seed)
-    chances = [[min(1.0, weight / sum(row) / CERTAIN) for weight in row[:-1]] + [1.0] for row in weights]
+    certain = [max(CERTAIN * sum(row), 1e-300) for row in weights]  # the least weight that surely stays
+    chances = [[min(1.0, w / least) for w in row[:-1]] + [1.0] for row, least in zip(weights, certain, strict=True)]
     kept = []
     for rollout in rollouts:
         drawn = torch.rand(len(rollout.calls), generator=generator).tolist()

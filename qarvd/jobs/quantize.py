@@ -11,7 +11,7 @@ from math import prod
 from torch import Tensor
 
 from ..calibrate.calibration import Calibration
-from ..calibrate.calls import call_shares, calls_of, draw_calls, nothing_measured
+from ..calibrate.calls import call_shares, calls_of, nothing_measured, sample_calls
 from ..calibrate.rollout import Rollout, Setting
 from ..calibrate.spill import Spill
 from ..calibrate.weights import FrameWeights
@@ -44,8 +44,8 @@ def quantize(
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
-    Layers are fitted to the calls that matter and to a few of the others (`calls.draw_calls`), or to `all_calls`, which
-    takes twice the time. Without a calibration the recipe must be one that needs none (`Recipe.without_data`).
+    Layers are fitted to the calls that matter and to some of the others (`calls.sample_calls`), or to `all_calls`,
+    which takes twice the time. Without a calibration the recipe must be one that needs none (`Recipe.without_data`).
     `on_layer` hears of every linear, `on_call` before every model call, of what it is for; both may raise to stop.
     Raises SettingError for statistics of another model, for a target that cannot be met, and for streams shorter than
     the calibration's clips.
@@ -70,7 +70,7 @@ def quantize(
                 keep_choice(choice, work)
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
-        rollouts, fitted = (calibration.rollouts, table) if all_calls else draw_calls(calibration.rollouts, table)
+        rollouts, fitted = (calibration.rollouts, table) if all_calls else sample_calls(calibration.rollouts, table)
         on_disk = work is not None and state_bytes(rollouts, model) > IN_MEMORY
         with work.spill() if work is not None and on_disk else nullcontext() as folder:
             reports = quantize_blockwise(

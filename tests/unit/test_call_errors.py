@@ -14,9 +14,9 @@ from qarvd.calibrate.calls import (
     call_errors,
     call_shares,
     calls_of,
-    draw_calls,
     generated,
     nothing_measured,
+    sample_calls,
 )
 from qarvd.calibrate.rollout import Call, Rollout, Setting
 from qarvd.checkpoint.model import Model
@@ -118,7 +118,7 @@ def recorded(number: int) -> list[Rollout]:
 
 def test_drawn_calls_keep_the_sums_that_all_calls_would_give() -> None:
     rollouts = recorded(4000)
-    drawn, table = draw_calls(rollouts, WEIGHTS)
+    drawn, table = sample_calls(rollouts, WEIGHTS)
     for k, row in enumerate(WEIGHTS):
         for i, weight in enumerate(row[: 5 - k]):
             count = sum(call.chunk == k and call.step == i for rollout in drawn for call in rollout.calls)
@@ -130,18 +130,24 @@ def test_drawn_calls_keep_the_sums_that_all_calls_would_give() -> None:
 
 def test_what_matters_is_always_among_the_drawn_and_most_else_is_not() -> None:
     rollouts = recorded(100)
-    drawn, table = draw_calls(rollouts, WEIGHTS)
+    drawn, table = sample_calls(rollouts, WEIGHTS)
     for whole, some in zip(rollouts, drawn, strict=True):
         kept = [(call.chunk, call.step) for call in some.calls]
         assert {(0, 2), (0, 3), (0, 4), (1, 3)} <= set(kept)  # the pass that fills the cache, and heavy steps
         assert [call for call in whole.calls if (call.chunk, call.step) in kept] == list(some.calls)
     assert sum(len(some.calls) for some in drawn) < 0.65 * sum(len(whole.calls) for whole in rollouts)
     assert table[0][2:] == WEIGHTS[0][2:]
-    again, _ = draw_calls(rollouts, WEIGHTS)
+    again, _ = sample_calls(rollouts, WEIGHTS)
     assert [r.calls for r in again] == [r.calls for r in drawn]  # an interrupted run takes up the same
+
+
+def test_of_a_chunk_without_weight_the_pass_that_fills_the_cache_is_left() -> None:
+    drawn, table = sample_calls(recorded(3), [[0.0] * 5, WEIGHTS[1]])
+    assert all([c.step for c in rollout.calls if c.chunk == 0] == [4] for rollout in drawn)
+    assert table[0] == [0.0] * 5
 
 
 def test_calls_of_one_weight_are_all_kept() -> None:
     even = [[1.0] * 5] * 2
-    drawn, table = draw_calls(recorded(5), even)
+    drawn, table = sample_calls(recorded(5), even)
     assert [len(rollout.calls) for rollout in drawn] == [9] * 5 and table == even
