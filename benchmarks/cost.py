@@ -1,28 +1,30 @@
 """What calibrating and quantizing Wan2.1-1.3B costs: counted from its shapes, and one block's memory measured here.
 
 The count: floating-point operations, minutes on an RTX 3090 by the rates below, and what each stage holds at its peak,
-beside what torch itself takes; by default for a job with `quantize`'s own defaults. The measurement: one block of that
-model with random weights, calibrated on a short clip on this machine; what the process held at its peak beyond
-the block and its two caches (the full model's and the quantized one's). `--smoke` measures a small block instead.
+beside what torch itself takes; by default for as many prompts as fit into the time that `quantize` takes by default.
+The measurement: one block of that model with random weights, calibrated on a short clip on this machine; what the
+process held at its peak beyond the block and its two caches (the full model's and the quantized one's). `--smoke`
+measures a small block instead.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import count, takewhile
 
 import torch
 
 from qarvd.calibrate.calls import BATCHES, FOLLOWED
 from qarvd.calibrate.calls import CHUNKS as FIRST
 from qarvd.calibrate.collect import TOKENS
-from qarvd.calibrate.prompts import shipped_prompts
 from qarvd.calibrate.reach import REACHES
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
 from qarvd.cli.calibrate import DEFAULTS
 from qarvd.demo.pace import peak_memory
-from qarvd.jobs.calibrate import MEASURED
+from qarvd.jobs.calibrate import MEASURED_IN_TIME
+from qarvd.jobs.pace import MINUTES
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
 from qarvd.quantize.model import linear_groups
@@ -115,6 +117,18 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
     return [*rows, {"part": f"all, with {states / 1e9:.0f} GB of states on disk", "PFLOP": None, "minutes": total}]
 
 
+def prompts_in(limit: float, measured: int, reach: str) -> int:
+    """The most prompts that fit into `limit` minutes on an RTX 3090."""
+    fits = takewhile(lambda n: whole_minutes(n, measured, reach) <= limit, count(1))
+    return max(fits, default=0)
+
+
+def whole_minutes(prompts: int, measured: int, reach: str) -> float:
+    """Minutes of a whole run on an RTX 3090."""
+    *_, whole = minutes(WAN, Card(), prompts, min(prompts, measured), reach)
+    return float(str(whole["minutes"]))
+
+
 def peaks(config: WanConfig) -> list[dict[str, object]]:
     """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums.
 
@@ -172,13 +186,14 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=len(shipped_prompts()))
-    parser.add_argument("--measured", type=int, default=MEASURED, help="prompts on which chunks are measured, at most")
+    parser.add_argument("--prompts", type=int, help=f"as many as fit into {MINUTES:g} minutes where it is not given")
+    parser.add_argument("--measured", type=int, default=MEASURED_IN_TIME, help="prompts on which chunks are measured")
     parser.add_argument("--reach", choices=REACHES, default=DEFAULTS["reach"])
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    print(f"{args.prompts} prompts of {CHUNKS} chunks at {SIZE[0]}x{SIZE[1]} latents; an RTX 3090 at {Card()}")
-    print(text_table(minutes(WAN, Card(), args.prompts, min(args.prompts, args.measured), args.reach)))
+    prompts = args.prompts or prompts_in(MINUTES, args.measured, args.reach)
+    print(f"{prompts} prompts of {CHUNKS} chunks at {SIZE[0]}x{SIZE[1]} latents; an RTX 3090 at {Card()}")
+    print(text_table(minutes(WAN, Card(), prompts, min(prompts, args.measured), args.reach)))
     print(text_table(peaks(WAN)))
     small = WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=1, text_dim=16, text_len=4, freq_dim=32)
     one = WanConfig(**{**vars(WAN), "num_layers": 1})

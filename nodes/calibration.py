@@ -20,6 +20,7 @@ from ..qarvd.checkpoint.calibration import FORMAT, load_calibration, save_calibr
 from ..qarvd.checkpoint.model import Model, checksum
 from ..qarvd.errors import PromptError, SettingError
 from ..qarvd.jobs.calibrate import SEED, calibrate, identity
+from ..qarvd.jobs.pace import FITTING, MINUTES
 from ..qarvd.jobs.work import Work
 from ..qarvd.recipe import RECIPES
 from ..qarvd.recipe import Recipe as Choices
@@ -87,10 +88,12 @@ class Calibrate(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "budget_minutes",
-                    default=0.0,
+                    default=MINUTES,
                     min=0.0,
                     max=10_000.0,
-                    tooltip="Take as many prompts as let this node end in so many minutes; 0: all of them.",
+                    tooltip=(
+                        "Take as many prompts as let this node and Dual-Scale Quantize end in so many minutes; 0: all."
+                    ),
                 ),
                 Recipe.Input(
                     "recipe",
@@ -182,6 +185,7 @@ def measure(
             reach=reach,
             work=work,
             minutes=minutes or None,
+            rest=FITTING,
             on_chunk=bar.at,
         )
     work.finish(lambda temporary: save_calibration(calibration, temporary), path)

@@ -109,10 +109,10 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             (40, -200),
             (690, 160),
             "## Quantize Self-Forcing to 4-bit weights\n\nPut the files into their folders (the loaders link to "
-            "them) and press **Run**. On a consumer card this takes tens of minutes, most of it in *Calibrate*, which "
-            "keeps what it measured: a second run, a restart, or another recipe goes on from there. Fewer prompts are "
-            f"faster: lower *limit*, or set *budget_minutes*. The result is in `{RESULT}`; press **R** to see it in "
-            "the loaders.",
+            "them) and press **Run**. This takes half an hour, most of it in *Calibrate*, which keeps what it "
+            "measured: a second run, a restart, or another recipe goes on from there. With more *budget_minutes*, "
+            f"more of the 24 prompts are used, and the model gets better. The result is in `{RESULT}`; press **R** to "
+            "see it in the loaders.",
         ),
         "model": Node("QarvdLoadModel", (40, 20), {"file": FULL, "family": "self-forcing"}, (330, 110)),
         **encoders(40, 190, prompt=False),

@@ -33,14 +33,11 @@ class Collector:
         """
         x = x.flatten(0, -2)
         full = None if full is None else full.flatten(0, -2)
+        if not (torch.isfinite(x).all() and (full is None or torch.isfinite(full).all())):
+            raise self.overflow("inputs")
         if self.share < 1:
             chosen = (torch.rand(len(x), generator=self.generator) < self.share).nonzero()[:, 0].to(x.device)
             x, full = x[chosen], None if full is None else full[chosen]
-        if not (torch.isfinite(x).all() and (full is None or torch.isfinite(full).all())):
-            raise CheckpointError(
-                f"The inputs of {self.names[0]} became NaN or infinite in calibration: the checkpoint or the prompts "
-                "overflow there. Stream the full-precision model with the same prompts first."
-            )
         if not len(x):
             return  # a small part may have no token in the share
         stats = LayerStats.of(x, full, torch.full((len(x),), weight, device=x.device), self.generator)
@@ -48,6 +45,18 @@ class Collector:
             self.stats = stats
         else:
             self.stats += stats
+
+    def result(self) -> LayerStats | None:
+        """The statistics, if any token came. Raises CheckpointError, naming the layer, where sums overflowed."""
+        if self.stats is not None and not (self.stats.gram.isfinite().all() and self.stats.cross.isfinite().all()):
+            raise self.overflow("squared inputs")
+        return self.stats
+
+    def overflow(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"The {what} of {self.names[0]} became NaN or infinite in calibration: the checkpoint or the prompts "
+            "overflow there. Stream the full-precision model with the same prompts first."
+        )
 
 
 @contextmanager

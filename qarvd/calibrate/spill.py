@@ -1,4 +1,4 @@
-"""Room for what is too big to hold at once: tensors in memory, or in files that the system pages in and out."""
+"""Room for what is too big to hold at once: on the card, in memory, or in files that the system pages in and out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from ..errors import SettingError
 
 
 class Spill:
-    """Hands out CPU tensors whose content need not fit memory."""
+    """Hands out tensors whose content need not fit memory."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """`folder`, which must exist, takes the files; None keeps all in memory. Whoever made the folder removes it."""
-        self.folder, self.count = folder, 0
+    def __init__(self, folder: Path | None, device: torch.device | str = "cpu") -> None:
+        """`folder`, which must exist, takes the files; None keeps all in memory, on `device`.
+
+        Whoever made the folder removes it.
+        """
+        self.folder, self.device, self.count = folder, device, 0
 
     def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor. Raises SettingError, and takes no room, where the disk has none for it."""
         if self.folder is None:
-            return torch.empty(tuple(shape), dtype=dtype)
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
         path = self.folder / f"{self.count}.spill"
         self.count += 1
         size = prod(shape)

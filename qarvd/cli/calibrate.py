@@ -22,7 +22,7 @@ from ..demo import bundle, prompts
 from ..errors import CheckpointError, PromptError, SettingError
 from ..files import no_file
 from ..jobs.calibrate import SEED, calibrate, identity, setting_of
-from ..jobs.pace import NO_REST, Rest
+from ..jobs.pace import FITTING, MINUTES, NO_REST, Rest
 from ..jobs.work import Work
 from ..recipe import RECIPES, Recipe
 from ..report.tables import text_table
@@ -46,7 +46,7 @@ from .common import (
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
 DEMO_PROMPTS = 64
 """Of the prompts the demo model was trained on, where none are given."""
-DEFAULTS: dict[str, object] = {"size": "60x104", "reach": "short", "seed": SEED}
+DEFAULTS: dict[str, object] = {"size": "60x104", "reach": "short", "seed": SEED, "budget_minutes": MINUTES}
 """Of options that are None where they were not given, so that one without a use is noticed."""
 
 
@@ -78,7 +78,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--budget-minutes",
         type=float,
         help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
-        "the first ones; at least 4",
+        f"the first ones, but at least 4; 0 takes them all ({MINUTES:g})",
     )
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
     parser.add_argument("--device", default="auto")
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     clips = read_clips(args, model)
     work = open_work(args, model, recipe, clips.about)
     place(model, args.device)
-    calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes)
+    calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, FITTING)
     work.finish(lambda path: save_calibration(calibration, path), args.out)
     print_weights(calibration.weights(setting_of(model, clips.size, clips.frames).chunk_sizes))
     print(f"wrote {args.out}: {counted(calibration.prompts, 'prompt')}")
@@ -136,8 +136,8 @@ def demo_clips(prompts_: int, frames: int) -> Clips:
 def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     """The clips that the arguments ask for. Raises QarvdErrors for what this model cannot be calibrated with."""
     frames = wanted_frames(args.chunks, None, model.preset)
-    if args.budget_minutes is not None and not args.budget_minutes > 0:
-        raise SettingError("--budget-minutes must be above 0.")
+    if not args.budget_minutes >= 0:
+        raise SettingError("--budget-minutes must be 0 (all prompts) or above.")
     demo = model.preset_name == "demo"
     if args.prompts is None:
         if not demo:
@@ -215,10 +215,10 @@ def run_calibration(
     seed: int = SEED,
     reach: str = "full",
     work: Work | None = None,
-    minutes: float | None = None,
+    minutes: float = 0,
     rest: Rest = NO_REST,
 ) -> Calibration:
-    """Calibrate with a progress bar."""
+    """Calibrate with a progress bar; in `minutes`, `rest` included, where that is not 0."""
     with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
 
         def show(done: int, total: int) -> None:
@@ -227,10 +227,23 @@ def run_calibration(
 
         texts, size, frames = clips.embeddings, clips.size, clips.frames
         found = calibrate(
-            model, texts, size, frames, recipe, seed, reach=reach, work=work, minutes=minutes, rest=rest, on_chunk=show
+            model,
+            texts,
+            size,
+            frames,
+            recipe,
+            seed,
+            reach=reach,
+            work=work,
+            minutes=minutes or None,
+            rest=rest,
+            on_chunk=show,
         )
     if found.prompts < len(texts):
-        say(f"{found.prompts} of {counted(len(texts), 'prompt')} fit --budget-minutes.")
+        say(
+            f"{found.prompts} of {counted(len(texts), 'prompt')} fit into {minutes:g} minutes; --budget-minutes gives "
+            "more, and 0 takes all."
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from ..quantize.budget import Allocation, Option, allocate, parse_target
 from ..quantize.effect import option_errors
 from ..quantize.model import LayerReport, linear_groups, reason_to_keep
 from ..recipe import Recipe
+from .calibrate import identity
 
 HEADER = 16_000
 HEADER_PER_LINEAR = 2_000
@@ -53,9 +54,13 @@ def choose_bits(
 
 
 def check_target(model: Model, recipe: Recipe) -> None:
-    """Raise SettingError, before anything is measured, where the recipe has a target that cannot be met."""
+    """Raise SettingError, before anything is measured, where the recipe has a target that cannot be met.
+
+    And CheckpointError for a model that is quantized already.
+    """
     if recipe.target is None:
         return
+    identity(model)
     kinds = {names: model.tree.get_parameter(f"{names[0]}.weight") for names in linear_groups(model.config.num_layers)}
     free = {names for names, weight in kinds.items() if not reason_to_keep(names, weight.shape[1], recipe)}
     allocate(*_options(model, recipe, {names: {4: 0.0, 8: 0.0} for names in free}))

@@ -77,8 +77,14 @@ def calibrate(
         quantize_tree(quantized, model.config.num_layers, rounded)
     texts = embeddings.to(model.tree.patch_embedding.weight)
     at_once = batch_prompts(setting)
-    few = texts[: min(calls.PROMPTS, calls.BATCHES * at_once)].split(at_once) if len(texts) else ()
-    later = calls.generated(setting) * len(few) if quantized is not None and recipe.call_weights else 0
+    wanted = quantized is not None and recipe.call_weights
+
+    def followed(prompts: int) -> tuple[Tensor, ...]:
+        """Batches of the first `prompts` on which calls are measured."""
+        most = min(calls.PROMPTS, calls.BATCHES * at_once, prompts)
+        return texts[:most].split(at_once) if wanted and most else ()
+
+    later = calls.generated(setting) * len(followed(len(texts)))
     clock = Clock(work)
     stop = None if work is None else work.note("prompts")
 
@@ -115,8 +121,10 @@ def calibrate(
         on_chunk=progress,
     )
     found = replace(nothing, rollouts=tuple(rollouts), errors=errors)
-    if not later:
+    few = followed(found.prompts)
+    if not few:
         return found
+    later = calls.generated(setting) * len(few)
     measured, numbers = None if work is None else work.note("calls"), count(clock.generated + 1)
     if measured is None:
         end = clock.generated + later

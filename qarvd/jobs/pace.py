@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .work import Work
 
+MINUTES = 30.0
+"""What a job may take where nobody says."""
 SPENT = "spent"
 """Name of the note that holds what was spent."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import prod
 
+import torch
 from torch import Tensor
 
 from ..calibrate.calibration import Calibration
@@ -27,6 +28,8 @@ from .work import Work
 
 IN_MEMORY = 1e9
 """Bytes of calibration states that are kept in memory; more goes to disk, where there is a work folder."""
+ON_CARD = 8e9
+"""Bytes of a card's memory that are left free where it takes the states."""
 MEASURING, QUANTIZING = "measuring what each number of bits does", "quantizing"
 """What model calls are for."""
 CHOICE = "bits"
@@ -61,7 +64,8 @@ def quantize(
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
         values = weights.values if recipe.stream_chunks is None else in_stream(weights, setting, recipe.stream_chunks)
-        table = call_table(setting, values, calibration.call_errors if recipe.call_weights else None)
+        errors = calibration.call_errors if recipe.call_weights else nothing_measured(setting)
+        table = call_table(setting, values, errors, recipe.stream_chunks)
         choice = None
         if recipe.target is not None:
             choice = recall_choice(work)
@@ -71,8 +75,7 @@ def quantize(
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
         rollouts, fitted = (calibration.rollouts, table) if all_calls else sample_calls(calibration.rollouts, table)
-        on_disk = work is not None and state_bytes(rollouts, model) > IN_MEMORY
-        with work.spill() if work is not None and on_disk else nullcontext() as folder:
+        with room_for(state_bytes(rollouts, model), model.tree.patch_embedding.weight.device, work) as spill:
             reports = quantize_blockwise(
                 model.tree,
                 setting,
@@ -80,7 +83,7 @@ def quantize(
                 fitted,
                 recipe,
                 None if choice is None else choice.bits,
-                spill=Spill(folder),
+                spill=spill,
                 memory=None if work is None else Memory(work.recall_group, work.keep_group),
                 on_layer=on_layer,
                 on_call=lambda: on_call(QUANTIZING),
@@ -111,9 +114,11 @@ def in_stream(weights: FrameWeights, setting: Setting, chunks: int) -> tuple[flo
     return tuple(value * recorded / sum(found) for value in found)
 
 
-def call_table(setting: Setting, weights: Sequence[float], errors: Tensor | None) -> list[list[float]]:
-    """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it."""
-    shares = call_shares(nothing_measured(setting) if errors is None else errors, calls_of(setting))
+def call_table(
+    setting: Setting, weights: Sequence[float], errors: Tensor, chunks: int | None = None
+) -> list[list[float]]:
+    """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it, in a video of `chunks`."""
+    shares = call_shares(errors, calls_of(setting), chunks)
     return [[weight * share for share in row] for weight, row in zip(weights, shares, strict=True)]
 
 
@@ -149,6 +154,26 @@ def keep_choice(choice: Choice, work: Work | None) -> None:
     if work is not None:
         groups = [(names, bits, choice.effects.get(names)) for names, bits in found.bits.items()]
         work.note(CHOICE, {"groups": groups, "nbytes": found.nbytes, "error": found.error, "bound": found.bound})
+
+
+@contextmanager
+def room_for(states: float, device: torch.device, work: Work | None) -> Iterator[Spill]:
+    """Room for so many bytes: on the card `device` where that has enough, else in memory, or on the job's disk."""
+    if states + ON_CARD <= free_memory(device):
+        yield Spill(None, device)
+    elif work is None or states <= IN_MEMORY:
+        yield Spill(None)
+    else:
+        with work.spill() as folder:
+            yield Spill(folder)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that tensors can still take on a card, what PyTorch holds in reserve included; 0 of all else."""
+    if device.type != "cuda":
+        return 0.0
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
 
 
 def state_bytes(rollouts: Sequence[Rollout], model: Model) -> float:

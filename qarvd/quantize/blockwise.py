@@ -121,7 +121,7 @@ class _Walk:
             collector = Collector(names, tokens)
             collect(collector)
             bits = self.bits.get(names[0], self.recipe.weight_bits)
-            results = quantize_group(names, full, self.recipe, bits, collector.stats, self.clips)
+            results = quantize_group(names, full, self.recipe, bits, collector.result(), self.clips)
             self.memory.keep(names, results)
         for linear, report in results:
             if linear is not None:

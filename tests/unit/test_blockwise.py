@@ -143,5 +143,17 @@ def test_inputs_that_overflow_name_the_layer(rollouts: list[Rollout]) -> None:
     norm = model.tree.get_submodule("blocks.1.norm3")
     assert isinstance(norm, nn.LayerNorm)
     norm.bias[3] = torch.inf
-    with pytest.raises(CheckpointError, match=r"inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"The inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
         quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], W4A8)
+    model = tiny_model()
+    model.tree.get_parameter("blocks.1.norm3.weight").fill_(1e19)  # of which norms follow, so that outputs are finite
+    with pytest.raises(CheckpointError, match=r"The squared inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
+        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], W4A8)
+
+
+def test_a_token_that_overflows_is_found_where_it_is_not_in_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "TOKENS", 1)
+    x = torch.ones(2, 4)
+    x[1, 3] = torch.nan
+    with pytest.raises(CheckpointError, match="The inputs of layer became NaN"):
+        collect.Collector(("layer",), 10**9).add(x, None, 1.0)

@@ -94,13 +94,14 @@ def test_debug_shows_the_traceback(model_file: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
 def test_a_model_is_quantized_inspected_compared_and_streamed(
-    run: Run, refused: Run, arguments: list[object], model_file: Path, tmp_path: Path, recipe: str
+    run: Run, refused: Run, arguments: list[object], model_file: Path, prompts: Path, tmp_path: Path, recipe: str
 ) -> None:
     small = tmp_path / "small.safetensors"
     assert "ffn.2" in run("quantize", model_file, "--recipe", recipe, "--out", small)
     assert small.stat().st_size < model_file.stat().st_size
     assert f"qarvd_{recipe}" in run("inspect", small) and "self-forcing" in run("inspect", model_file)
-    assert "already quantized" in refused("quantize", small, "--out", tmp_path / "twice.safetensors")
+    for more in ((), ("--target", "6 bits", "--prompts", prompts)):
+        assert "already quantized" in refused("quantize", small, *more, "--out", tmp_path / "twice.safetensors")
 
     rows = [line.split() for line in run("compare", model_file, small).splitlines()[1:]]
     errors = {row[0]: float(row[-1]) for row in rows}

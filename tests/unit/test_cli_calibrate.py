@@ -2,18 +2,22 @@
 
 import re
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import qarvd.cli.calibrate as calibrate_verb
+from qarvd.calibrate import calibration
 from qarvd.checkpoint.calibration import load_calibration
 from qarvd.checkpoint.model import Model, load, save
 from qarvd.cli import main
 from qarvd.demo import prompts as demo_prompts
 from qarvd.errors import CheckpointError
+from qarvd.jobs import pace
 from qarvd.jobs.calibrate import calibrate
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
@@ -37,6 +41,28 @@ def test_statistics_and_their_prompts_give_the_same_linears(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert load(by_stats).notes == load(by_prompts).notes
     assert not list(tmp_path.glob("*.work"))
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "quantize"])
+@pytest.mark.parametrize(
+    ("options", "taken"), [((), 4), (("--budget-minutes", 500), PROMPTS), (("--budget-minutes", 0), PROMPTS)], ids=str
+)
+def test_half_an_hour_is_kept_unless_another_time_is_given(
+    run: Run,
+    model_file: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    options: tuple[object, ...],
+    taken: int,
+) -> None:
+    looked = count()
+    monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: 60 * next(looked)))
+    said = run(verb, model_file, "--prompts", prompts, *CLIP, *options, "--out", tmp_path / "a.safetensors")
+    few = f"{taken} of {PROMPTS} prompts fit into 30 minutes; --budget-minutes gives more, and 0 takes all."
+    assert (few in said) == (taken < PROMPTS)
 
 
 def test_without_prompts_a_real_model_is_rounded_without_data_and_that_is_said(

@@ -1,8 +1,9 @@
 """What docs/quality.md promises of Wan2.1-1.3B is what the count says."""
 
-from cost import WAN, Card, minutes, peaks
+from cost import WAN, peaks, prompts_in
 
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
+from qarvd.jobs.pace import MINUTES
 
 
 def test_fitting_holds_at_most_3_gb_beyond_one_block_and_its_caches() -> None:
@@ -10,6 +11,9 @@ def test_fitting_holds_at_most_3_gb_beyond_one_block_and_its_caches() -> None:
     assert 0 < float(str(stages["walk and fit"]["other, GB"])) <= 3
 
 
-def test_half_an_hour_is_enough_for_13_prompts() -> None:
-    *_, whole = minutes(WAN, Card(), 13, MEASURED_IN_TIME, "short")
-    assert float(str(whole["minutes"])) <= 30
+def test_what_a_job_takes_by_default_is_half_an_hour_and_13_prompts() -> None:
+    assert MINUTES == 30 and prompts_in(MINUTES, MEASURED_IN_TIME, "short") == 13
+
+
+def test_no_time_is_enough_for_no_prompt() -> None:
+    assert prompts_in(0, MEASURED_IN_TIME, "short") == 0

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from qarvd.calibrate import calibration
+from qarvd.calibrate.calibration import Calibration
 from qarvd.calibrate.calls import generated
+from qarvd.checkpoint.calibration import load_calibration, save_calibration
 from qarvd.checkpoint.model import Model
 from qarvd.jobs import pace
 from qarvd.jobs.calibrate import calibrate, setting_of
@@ -42,10 +44,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return found
 
 
-def prompts_taken(
+def calibrated(
     model: Model, watch: Watch, minutes: float, rest: Rest = NO_REST, work: Work | None = None, kill: float = torch.inf
-) -> int:
-    """How many prompts fit; `kill` is when the job is stopped."""
+) -> Calibration:
+    """Of as many prompts as fit; `kill` is when the job is stopped."""
 
     def tick(done: int, total: int) -> None:
         watch.now += 1
@@ -54,7 +56,7 @@ def prompts_taken(
 
     texts = torch.randn(PROMPTS, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"work": work, "minutes": minutes, "rest": rest, "on_chunk": tick}
-    return calibrate(model, texts, SIZE, FRAMES, RECIPES["w4a8"], most_measured=PROMPTS, **options).prompts
+    return calibrate(model, texts, SIZE, FRAMES, RECIPES["w4a8"], most_measured=PROMPTS, **options)
 
 
 @pytest.mark.parametrize("rest", [NO_REST, FITTING, FITTING + CHOOSING], ids=["calibrate", "quantize", "target"])
@@ -68,12 +70,22 @@ def test_as_many_prompts_are_taken_as_leave_time_for_all_else(
     def whole(prompts: int) -> float:
         return prompts * MEASURED + later + CHUNKS * (rest.per_batch * prompts + rest.fixed)
 
-    assert prompts_taken(shared_model, watch, whole(fits) + 0.5, rest) == fits
+    assert calibrated(shared_model, watch, whole(fits) + 0.5, rest).prompts == fits
     assert watch.now == fits * MEASURED + later
 
 
+def test_calls_are_measured_on_no_more_prompts_than_were_taken(
+    shared_model: Model, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "BATCH_TOKENS", 6 * 12)  # six clips at once
+    found = calibrated(shared_model, watch, 0.001)
+    assert found.prompts == len(found.call_errors) == 6
+    save_calibration(found, tmp_path / "stats.safetensors")
+    assert load_calibration(tmp_path / "stats.safetensors").prompts == 6
+
+
 def test_there_are_always_enough_to_know_their_spread(shared_model: Model, watch: Watch) -> None:
-    assert prompts_taken(shared_model, watch, 0.001) == 4
+    assert calibrated(shared_model, watch, 0.001).prompts == 4
 
 
 def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
@@ -81,13 +93,13 @@ def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
 ) -> None:
     monkeypatch.setattr(calibration, "converged", lambda *_: False)
     minutes = 6 * MEASURED + 2 * generated(setting_of(shared_model, SIZE, FRAMES)) + 0.5
-    due = prompts_taken(shared_model, watch, minutes)
+    due = calibrated(shared_model, watch, minutes).prompts
     assert due == 6
     for resume, kill in ((False, 2.5 * MEASURED), (True, 3 * MEASURED), (True, torch.inf)):
         watch.now = watch.now if resume else 0.0
         work = Work(tmp_path / "work", {}, resume)
         try:
-            found = prompts_taken(shared_model, watch, minutes, work=work, kill=kill)
+            found = calibrated(shared_model, watch, minutes, work=work, kill=kill).prompts
         except KeyboardInterrupt:
             continue
         assert found == due
