@@ -25,6 +25,7 @@ from qarvd.cli.calibrate import DEFAULTS
 from qarvd.demo.pace import peak_memory
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
 from qarvd.jobs.pace import MINUTES
+from qarvd.jobs.quantize import ON_CARD
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
 from qarvd.quantize.model import linear_groups
@@ -39,18 +40,25 @@ WAN = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 SIZE, CHUNKS, CHUNK_FRAMES, FRAME_TOKENS = (60, 104), 7, 3, 1560
 CALLS = 5
 """Of a chunk: four steps and the pass that fills the cache."""
-DRAWN = 2.6
+DRAWN = 2.2
 """Of these, those that layers are fitted to, with the shares that the demo model's calls have (calls.sample_calls)."""
+
+MOVES = 17 / 3 + 8 / 3
+"""How often the walk through a block reads and writes all states (quantize/blockwise.py)."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Rates that a card keeps up, in operations a second: half of an RTX 3090's peak, and what a launch takes."""
+    """Rates that a card keeps up, in operations a second: half of an RTX 3090's peak; seconds that a launch takes."""
 
     half: float = 35e12
     single: float = 18e12
     double: float = 0.28e12
     launch: float = 8e-6
+    link: float = 8e9
+    """Bytes a second from and to memory or a page cache."""
+    memory: float = 24e9
+    """Bytes."""
 
 
 def chunk_work(config: WanConfig, chunk: int) -> float:
@@ -97,6 +105,8 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
     sums = 4 * tokens * config.num_layers * sum(w**2 for w in widths)
     walked = prompts * DRAWN / CALLS
     states = 3 * walked * calls * CHUNK_FRAMES * FRAME_TOKENS * config.dim * 2
+    beside = 2 * weights_of(config) + ON_CARD
+    moved = 0.0 if states + beside <= card.memory else MOVES * config.num_layers * states
     parts = [
         ("record the clips", prompts * clip, prompts * clip / card.half),
         (
@@ -108,13 +118,19 @@ def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: s
         ("walk both states through the blocks", 2.3 * walked * clip, 2.3 * walked * clip / card.half),
         ("sum second moments", sums, sums / card.single),
         ("fit the linears", None, fit_seconds(config, card)),
+        (f"move states that the card cannot hold ({moved / 1e12:.1f} TB)", None, moved / card.link),
     ]
     rows: list[dict[str, object]] = [
         {"part": name, "PFLOP": None if work is None else work / 1e15, "minutes": seconds / 60}
         for name, work, seconds in parts
     ]
     total = sum(seconds for _, _, seconds in parts) / 60
-    return [*rows, {"part": f"all, with {states / 1e9:.0f} GB of states on disk", "PFLOP": None, "minutes": total}]
+    return [*rows, {"part": f"all, with {states / 1e9:.0f} GB of states", "PFLOP": None, "minutes": total}]
+
+
+def weights_of(config: WanConfig) -> int:
+    """How many weights the blocks' linears have."""
+    return config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
 
 
 def prompts_in(limit: float, measured: int, reach: str) -> int:
@@ -134,7 +150,7 @@ def peaks(config: WanConfig) -> list[dict[str, object]]:
 
     Blocks that are not walked through lie in the host's memory.
     """
-    linears = config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
+    linears = weights_of(config)
     full, quantized = 2 * linears, linears / 2
     tokens = CHUNK_FRAMES * FRAME_TOKENS
     cache = 2 * 2 * config.num_layers * config.dim * tokens  # of a chunk

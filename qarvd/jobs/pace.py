@@ -27,9 +27,9 @@ class Rest:
 
 
 NO_REST = Rest()
-FITTING = Rest(per_batch=1.3, fixed=15.0)
-"""Walking two states of half of the calls through the blocks; sums and rounding (benchmarks/cost.py; the demo model on
-a CPU agrees)."""
+FITTING = Rest(per_batch=1.2, fixed=15.0)
+"""Walking two states of half of the calls through the blocks; sums and rounding (benchmarks/cost.py). States that the
+card cannot hold take longer."""
 CHOOSING = Rest(per_batch=1.0, fixed=7.0)
 """Replaying all calls; 56 of them with gradients, for a bit budget."""
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from baselines import methods, published
 from baselines.fake import FakeLinear, dynamic
 from baselines.figures import compare, entry, interval, resample
-from baselines.methods import METHODS, random_split
+from baselines.methods import METHODS, Case, random_split
 from baselines.rotation import rotation
 from baselines.smoothquant import smoothness
 from baselines.timing import Calibrations, timed
-from quality import MODELS, Run, retime, runs
+from quality import MODELS, Bench, Run, retime, runs
 
 from qarvd.calibrate.stats import LayerStats
+from qarvd.demo import experiment
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.rounding import ROUNDING, Task
+
+from .conftest import CONFIG, tiny_model
 
 
 @pytest.mark.parametrize("outliers", [0, 32, 96])
@@ -120,6 +125,52 @@ def test_intervals_hold_the_mean_and_know_paired_methods_apart() -> None:
     assert found["ratio"] > 2 and found["typical"] < 1.1
     mine[:, 5] /= 1000
     assert interval(resample(mine))[1] > interval(resample(other))[0]  # unpaired, they could not be told apart
+
+
+def test_the_last_chunk_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = object.__new__(Bench)
+    bench.prompts, bench.seeds, bench.cases, bench.reader = 2, 1, [(None, 0)] * 2, None  # type: ignore[list-item, assignment]
+    monkeypatch.setattr(Bench, "model", lambda *_: SimpleNamespace(preset=SimpleNamespace(chunk_frames=3)))
+    monkeypatch.setattr(Bench, "reference", lambda *_: torch.zeros(2, 1, 9, 2, 2))
+    right = torch.ones(2)
+    monkeypatch.setattr(experiment, "judge", lambda *_: SimpleNamespace(digit=right, motion=right))
+    latents = torch.zeros(2, 1, 9, 2, 2)
+    latents[1, :, 6:] = 3.0
+    found = bench.judge(latents, "natural")
+    assert found["mse"] == [0, 3] and found["mse_last"] == [0, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "static"),
+    [
+        ("published", 5, True),
+        ("published_1_prompt", 1, True),
+        ("published_dynamic", 5, False),
+        ("published_dynamic_1_prompt", 1, False),
+    ],
+)
+def test_the_published_method_has_the_prompts_its_name_says(
+    name: str, prompts: int, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def calibration(count: int) -> Any:
+        asked.append(min(count, 5))
+        return SimpleNamespace(weights=lambda sizes: SimpleNamespace(values=[1.5, 0.5]))
+
+    def quantize(
+        tree: Any, names: Any, collect: Any, weights: Any, bits: int, its_static: bool, iterations: int
+    ) -> int:
+        assert (weights, bits, its_static, iterations) == ([1.5, 0.5], 4, static, 7)
+        text, seeds = collect(tree)
+        assert len(text) == prompts and list(seeds) == list(range(9, 9 + prompts))
+        return 0
+
+    monkeypatch.setattr(published, "quantize", quantize)
+    monkeypatch.setattr(methods, "collect", lambda tree, setting, names, text, seeds: (text, seeds))
+    text = torch.zeros(5, 3, CONFIG.text_dim)
+    METHODS[name].build(Case(tiny_model(), text, (4, 4), 6, 9, 4, calibration, 7))
+    assert asked == [prompts]
 
 
 def test_seeds_that_one_method_lacks_are_not_compared() -> None:

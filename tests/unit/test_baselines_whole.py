@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import published, smoothquant
+from baselines import published, rotation, smoothquant
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
 from qarvd.quantize.model import linear_groups
+from qarvd.quantize.outliers import published_split
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out
 from qarvd.wan.tree import WanTree
@@ -64,6 +65,60 @@ def test_the_published_method_quantizes_every_linear(static: bool, full: Any) ->
             assert most <= 2 * 2**bits  # of two ranges
         errors.append(error(tree, full))
     assert errors[1] < 0.2 * errors[0] < 0.2 and sizes[0] < 0.7 * sizes[1]
+
+
+def test_published_ranges_are_those_of_the_rounded_model_and_samples_weigh_as_their_chunks(
+    full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Samples]] = []
+    learned: list[published.Layer] = []
+
+    def collected(tree: Any) -> dict[str, Samples]:
+        given.append(inputs(tree))
+        return given[-1]
+
+    def learning(layer: published.Layer, *rest: Any) -> Any:
+        learned.append(layer)
+        return adaround(layer, *rest)
+
+    adaround = published.adaround
+    monkeypatch.setattr(published, "adaround", learning)
+    published.quantize(copy.deepcopy(full), NAMES, collected, [1.5, 0.5], 4, True, 1)
+    before, after = given
+    names = [n for n in NAMES if not any(part in n for part in ("cross_attn.k", "cross_attn.v", "text_embedding"))]
+    for name, layer in zip(names, learned, strict=True):
+        assert layer.samples is before[name].x and layer.ranged is after[name].x
+        assert not torch.equal(layer.samples, layer.ranged)
+        assert torch.equal(layer.chunk_weights, torch.tensor([1.5, 0.5])[before[name].chunk])
+
+
+def test_every_input_of_a_rotated_tree_is_rotated(full: Any) -> None:
+    tree = copy.deepcopy(full)
+    rotation.quantize(tree, CONFIG.num_layers, 8, dual_scale=True)
+    for name in NAMES:
+        made, linear = tree.get_submodule(name), full.get_submodule(name)
+        turn = rotation.rotation(published_split(*(full.get_submodule(n).weight for n in group_of(name))))
+        assert isinstance(made, FakeLinear) and torch.equal(made.turn, turn)
+        assert not torch.equal(turn, torch.eye(len(turn)))
+        torch.testing.assert_close(made.weight @ turn.T, linear.weight, rtol=0, atol=0.02 * linear.weight.abs().max())
+    assert error(tree, full) < 1e-2
+
+
+def group_of(name: str) -> tuple[str, ...]:
+    return next(group for group in linear_groups(CONFIG.num_layers) if name in group)
+
+
+def test_smoothquant_takes_the_strength_of_least_error_for_every_input(full: Any) -> None:
+    tree, known, chosen = copy.deepcopy(full), inputs(full), set()
+    smoothquant.quantize(tree, CONFIG.num_layers, known, 4)
+    for names in linear_groups(CONFIG.num_layers):
+        linears = [full.get_submodule(name) for name in names]
+        tried = {s: smoothquant.smoothed(linears, known[names[0]].x, s, 4) for s in smoothquant.STRENGTHS}
+        best = min(tried, key=lambda s: tried[s][0])
+        chosen.add(best)
+        for name, due in zip(names, tried[best][1], strict=True):
+            assert torch.equal(tree.get_submodule(name).weight, due.weight)
+    assert len(chosen) > 1
 
 
 def test_smoothquant_quantizes_every_linear_and_is_the_model_at_8_bits(full: Any) -> None:

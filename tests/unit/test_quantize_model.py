@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from qarvd.calibrate.stats import LayerStats
 from qarvd.errors import CheckpointError, SettingError
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.quantize.model import LayerReport, linear_groups, quantize_tree
+from qarvd.quantize.model import LayerReport, corrected_bias, linear_groups, quantize_tree
 from qarvd.quantize.outliers import published_split
 from qarvd.recipe import RECIPES, Recipe
 from qarvd.wan.config import WanConfig
@@ -142,3 +143,14 @@ def test_a_weight_of_zeros_is_no_error() -> None:
     report = next(r for r in quantize(tree) if r.name == "blocks.0.ffn.0")
     assert report.relative_error == 0
     assert not quantized_in(tree)["blocks.0.ffn.0"].weight.dequantize().any()
+
+
+def test_a_corrected_bias_gives_back_the_mean_output_of_the_full_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(64, 24)
+    restored = linear.weight + 0.1 * torch.randn(24, 64, generator=generator)
+    full = torch.randn(500, 64, generator=generator) + 1
+    x, weight = full + 0.3 * torch.rand(500, 64, generator=generator), torch.rand(500, generator=generator)
+    bias = corrected_bias(linear, restored, LayerStats.of(x, full, weight, generator))
+    share = weight / weight.sum()
+    torch.testing.assert_close(share @ (x @ restored.T + bias), share @ linear(full), rtol=0, atol=1e-5)

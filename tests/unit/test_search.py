@@ -10,6 +10,7 @@ from qarvd.calibrate.stats import LayerStats
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
+from qarvd.quantize import search
 from qarvd.quantize.rounding import ROUNDING, Task
 from qarvd.quantize.search import counts, output_error, search_split
 
@@ -17,12 +18,15 @@ CHANNELS, ROWS, TOKENS = 192, 48, 1500
 INT4, INT8 = CODECS["int4"], CODECS["int8"]
 
 
-def layer(planted: int, factor: float = 12.0) -> tuple[Tensor, LayerStats]:
-    """A weight [out, in] whose first `planted` columns are loud, as its inputs are faint there; else all is even."""
+def layer(planted: int, factor: float = 12.0, faint: int = 0) -> tuple[Tensor, LayerStats]:
+    """A weight [out, in] whose first `planted` columns are loud, as its inputs are faint there; else all is even.
+
+    Of so many further columns the inputs alone are `faint`.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, x = (2 * torch.rand(n, CHANNELS, generator=generator) - 1 for n in (ROWS, TOKENS))
     weight[:, :planted] *= factor
-    x[:, :planted] /= factor
+    x[:, : planted + faint] /= factor
     return weight, LayerStats.of(x, None, torch.ones(TOKENS), generator)
 
 
@@ -34,6 +38,20 @@ def test_planted_columns_are_found_in_the_fewest_channels_that_hold_them(planted
     assert found.split.n_outlier == -(-planted // 32) * 32
     assert found.errors[found.split.n_outlier] == min(found.errors.values())
     assert found.errors[found.split.n_outlier] < 0.5 * found.errors[0]
+
+
+def test_channels_with_faint_activations_join_those_that_need_a_scale() -> None:
+    """20 loud columns leave room for 12: a coarse step does least harm where little comes in."""
+    weight, stats = layer(20, faint=12)
+    assert search_split([weight], stats, INT4, False).split.outliers == tuple(range(32))
+
+
+def test_a_further_scale_has_to_gain_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = {0: 1.0, 32: 0.995, 64: 0.98, 96: 0.975}
+    monkeypatch.setattr(search, "output_error", lambda weight, stats, split, *_: gains[split.n_outlier])
+    weight, stats = layer(0)
+    found = search_split([weight], stats, INT4, False)
+    assert found.split.n_outlier == 64 and found.errors == gains
 
 
 def test_linears_that_read_one_input_share_what_is_found() -> None:
