@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from baselines.figures import compare, entry, rounded
 from baselines.methods import METHODS, Case, measured
+from baselines.tables import MODELS, markdown
 from baselines.timing import Calibrations, timed
 from torch import Tensor
 from tqdm import tqdm
@@ -41,7 +42,6 @@ from qarvd.stream.rollout import roll_out
 ROOT = Path(__file__).parents[1]
 OUT, UNTOUCHED = ROOT / "docs" / "quality.json", ROOT / "docs" / "quality_untouched.json"
 TWIN = ROOT / "tools" / "plant_outliers.py"
-MODELS = ("natural", "twin")
 PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
 CALIBRATION_PROMPTS = 64
 MAIN = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "rotation", "gptq")
@@ -50,19 +50,6 @@ CACHED = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "r
 """Methods that are also run with an int8 cache."""
 SMOKED = ("nearest", "rotation", "smoothquant", "published", "published_dynamic", "gptq", "random_outliers")
 """One of each kind."""
-PARTS = {
-    "without_compensation": "making up for the blocks before",
-    "without_dual_scale": "a second scale",
-    "random_outliers": "... for the channels that are found, not any",
-    "detected_outliers": "... as the search finds them, not the published detector",
-    "without_zero_points": "zero points",
-    "without_weights": "weights of chunks and calls",
-    "without_frame_weights": "... those of chunks",
-    "without_call_weights": "... those of calls",
-    "without_descent": "descent after GPTQ",
-    "without_bias_correction": "corrected biases",
-}
-"""What a method leaves out or does otherwise."""
 BITS = {"w8a8": 8, "w4a8": 4, "w4a8_int8_cache": 4}
 """Sections of the result, and their weights' bits."""
 
@@ -204,59 +191,6 @@ def summarise(results: dict[str, dict[str, Any]], full: dict[str, Any]) -> dict[
                     row["ours_against_it"] = compare(mine, other)
             summary[section] += rows
     return {**summary, "full": full, "runs": results}
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """A table of what parts of ours are worth, and tables of every section and model."""
-    parts = ["### parts of ours, w4a8", "", *worth(summary["w4a8"]), ""]
-    for section in BITS:
-        for model in MODELS:
-            rows = [row for row in summary[section] if row["model"] == model]
-            if rows:
-                parts += [f"### {section}, {model} model", "", *table(rows), ""]
-    return "\n".join(parts)
-
-
-def worth(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What each part of ours does to the typical error, in Markdown."""
-    lines = ["| part | natural: with it, typically | twin |", "|---|---|---|"]
-    found = {(row["method"], row["model"]): row.get("ours_against_it") for row in rows}
-    for method, part in PARTS.items():
-        ratios = [found.get((method, model)) for model in MODELS]
-        cells = [f"{r['typical']:.2f}x [{r['typical_low']:.2f}, {r['typical_high']:.2f}]" if r else "" for r in ratios]
-        if any(cells):
-            lines.append(f"| {part} | {' | '.join(cells)} |")
-    return lines
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows in Markdown, least error first."""
-    lines = [
-        "| method | MSE x 1000 [95 %] | PSNR, dB | last chunk, dB | ours is | typically | digits lost, points | kB | s "
-        "| n |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: row["mse"]):
-        mse = f"{1e3 * row['mse']:.3g} [{1e3 * row['mse_low']:.3g}, {1e3 * row['mse_high']:.3g}]"
-        loss = f"{row['digit_loss_points']:.2f} [{row['digit_loss_low']:.2f}, {row['digit_loss_high']:.2f}]"
-        against = row.get("ours_against_it")
-        ratios = [
-            f"{against[kind]:.2g}x [{against[f'{kind}_low']:.2g}, {against[f'{kind}_high']:.2g}]" if against else ""
-            for kind in ("ratio", "typical")
-        ]
-        cells = [
-            row["method"].replace("_", " "),
-            mse,
-            f"{row['psnr_db']:.1f}",
-            f"{row['psnr_last_chunk_db']:.1f}",
-            *ratios,
-            loss,
-            f"{row['bytes'] / 1e3:.0f}",
-            f"{row['seconds']:.0f}",
-            str(row["calibration_seeds"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 def main() -> None:

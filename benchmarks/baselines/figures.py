@@ -42,8 +42,12 @@ def entry(name: str, model: str, runs: Sequence[Mapping[str, object]], full: Map
 
     mse, last = stack("mse"), stack("mse_last")
     low, high = interval(resample(mse))
-    loss = 100 * (np.array(full["digit"], dtype=np.float64)[None] - stack("digit"))
-    loss_low, loss_high = interval(resample(loss))
+
+    def loss(key: str) -> dict[str, float]:
+        points = 100 * (np.array(full[key], dtype=np.float64)[None] - stack(key))
+        lost, ends = rounded(points.mean()), interval(resample(points))
+        return {f"{key}_loss_points": lost, f"{key}_loss_low": rounded(ends[0]), f"{key}_loss_high": rounded(ends[1])}
+
     return {
         "method": name,
         "model": model,
@@ -53,9 +57,8 @@ def entry(name: str, model: str, runs: Sequence[Mapping[str, object]], full: Map
         "psnr_db": rounded(10 * math.log10(peak**2 / mse.mean())),
         "mse_last_chunk": rounded(last.mean()),
         "psnr_last_chunk_db": rounded(10 * math.log10(peak**2 / last.mean())),
-        "digit_loss_points": rounded(loss.mean()),
-        "digit_loss_low": rounded(loss_low),
-        "digit_loss_high": rounded(loss_high),
+        **loss("digit"),
+        **loss("motion"),
         "motion_accuracy": rounded(stack("motion").mean()),
         "bytes": int(np.mean([run["bytes"] for run in runs])),  # type: ignore[arg-type]
         "seconds": rounded(float(np.median([run["seconds"] for run in runs]))),  # type: ignore[arg-type]

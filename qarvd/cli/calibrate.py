@@ -44,9 +44,10 @@ from .common import (
 )
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
+DEFAULT_SIZE = "60x104"
 DEMO_PROMPTS = 64
 """Of the prompts the demo model was trained on, where none are given."""
-DEFAULTS: dict[str, object] = {"size": "60x104", "reach": "short", "seed": SEED, "budget_minutes": MINUTES}
+DEFAULTS: dict[str, object] = {"reach": "short", "seed": SEED, "budget_minutes": MINUTES}
 """Of options that are None where they were not given, so that one without a use is noticed."""
 
 
@@ -66,7 +67,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "[prompts, tokens, text_dim]",
     )
     parser.add_argument("--chunks", type=int, help=f"chunks of each calibration clip ({CHUNKS})")
-    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({DEFAULTS['size']})")
+    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({DEFAULT_SIZE})")
     parser.add_argument(
         "--reach",
         choices=REACHES,
@@ -138,7 +139,9 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     frames = wanted_frames(args.chunks, None, model.preset)
     if not args.budget_minutes >= 0:
         raise SettingError("--budget-minutes must be 0 (all prompts) or above.")
-    demo = model.preset_name == "demo"
+    demo, side = model.preset_name == "demo", bundle.LATENT_SIDE
+    if demo and args.size is not None:
+        raise SettingError(f"--size is for real checkpoints; the demo model's latents are {side}x{side}.")
     if args.prompts is None:
         if not demo:
             raise PromptError(
@@ -153,7 +156,7 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
             "and 24 or more of different kinds do much better."
         )
     pad_text(model.config, embeddings[:1])
-    size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
+    size = (side, side) if demo else parse_size(args.size or DEFAULT_SIZE)
     frame_tokens(model.config, *size)
     return Clips(embeddings, size, frames)
 
@@ -203,7 +206,7 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
     }
     return Work(
         work_folder(args.out),
-        {**job, "seed": args.seed, "reach": args.reach, **about},
+        {**job, "seed": args.seed, "reach": args.reach, "budget_minutes": args.budget_minutes, **about},
         args.resume,
     )
 

@@ -4,7 +4,8 @@ To first order, an error d in a linear's output moves the prediction by J d, J b
 random signs r of the prediction's shape, E (r^T J d)^2 = |J d|^2, and r^T J is one backward pass (Hutchinson). So one
 forward and one backward pass of the full-precision model measure every layer at every bit-width; quantizing layers one
 by one would take a roll-out each. The backward pass goes block by block, each computed again from its input. What a
-layer does to the keys and values that later chunks read is left out.
+layer does to the keys and values that later chunks read is left out; and since the weight of a call is its measured
+effect, calls whose errors are large have more of a say than their share.
 """
 
 from __future__ import annotations

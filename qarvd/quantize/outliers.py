@@ -41,6 +41,8 @@ def detect(norms: Tensor, align: int = ALIGNMENT, most: int | None = None) -> De
     `most` caps the number; the published cap is half of the channels.
     """
     values = norms.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        return Detection((), 0.0)  # whoever uses the weights refuses them, by name
     median = float(np.median(values))
     spread = np.median(np.abs(values - median))
     if spread < 1e-8:

@@ -180,7 +180,8 @@ def test_seeds_that_one_method_lacks_are_not_compared() -> None:
 
 def test_a_row_says_what_its_runs_measured() -> None:
     run = {key: [0.5] * 4 for key in ("mse", "mse_last", "digit", "motion")} | {"bytes": 7, "seconds": 2.0}
-    row = entry("x", "twin", [run, run], {"digit": [0.75] * 4}, peak=5.0)
+    row = entry("x", "twin", [run, run], {"digit": [0.75] * 4, "motion": [0.4] * 4}, peak=5.0)
     assert (row["mse"], row["mse_low"], row["mse_high"]) == (0.5, 0.5, 0.5)
     assert row["psnr_db"] == pytest.approx(10 * np.log10(50), rel=1e-3)
-    assert (row["digit_loss_points"], row["bytes"], row["calibration_seeds"]) == (25, 7, 2)
+    assert (row["digit_loss_points"], row["motion_loss_points"], row["motion_loss_high"]) == (25, -10, -10)
+    assert (row["bytes"], row["calibration_seeds"]) == (7, 2)

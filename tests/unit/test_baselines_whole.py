@@ -98,7 +98,7 @@ def test_every_input_of_a_rotated_tree_is_rotated(full: Any) -> None:
     for name in NAMES:
         made, linear = tree.get_submodule(name), full.get_submodule(name)
         turn = rotation.rotation(published_split(*(full.get_submodule(n).weight for n in group_of(name))))
-        assert isinstance(made, FakeLinear) and torch.equal(made.turn, turn)
+        assert isinstance(made, FakeLinear) and made.turn is not None and torch.equal(made.turn, turn)
         assert not torch.equal(turn, torch.eye(len(turn)))
         torch.testing.assert_close(made.weight @ turn.T, linear.weight, rtol=0, atol=0.02 * linear.weight.abs().max())
     assert error(tree, full) < 1e-2

@@ -85,6 +85,14 @@ def test_an_option_that_another_makes_useless_is_refused_with_both_names(
     assert f"{option[0]} needs calibration on prompts; give --prompts or --stats" in said()
 
 
+@pytest.mark.parametrize("verb", ["calibrate", "quantize"])
+@pytest.mark.usefixtures("no_work")
+def test_the_demo_has_a_size_of_its_own(refused: Run, out: Path, verb: str) -> None:
+    assert "--size is for real checkpoints; the demo model's latents are 8x8" in refused(
+        verb, "demo", "--size", "60x104", "--out", out
+    )
+
+
 @pytest.mark.usefixtures("no_work")
 def test_resuming_what_takes_no_time_is_refused(refused: Run, model_file: Path, out: Path) -> None:
     assert "--resume needs it" in refused("quantize", model_file, "--data-free", "--resume", "--out", out)
