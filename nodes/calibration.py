@@ -83,7 +83,7 @@ class Calibrate(io.ComfyNode):
                     default="short",
                     tooltip=(
                         "How far a chunk's effect is followed: short takes a third of the time and tells the rest from "
-                        "that (weights within 6 %); full is as published."
+                        "that (weights within 7 %); full is as published."
                     ),
                 ),
                 io.Float.Input(

@@ -72,7 +72,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--reach",
         choices=REACHES,
         help=f"how far each chunk's effect is followed: to the end, as published (full), or short, at a third of the "
-        f"time; then the rest is told from that, weights within 6 %% ({DEFAULTS['reach']})",
+        f"time; then the rest is told from that, weights within 7 %% ({DEFAULTS['reach']})",
     )
     parser.add_argument("--seed", type=int, help=f"of the first clip's noise ({DEFAULTS['seed']})")
     parser.add_argument(
