@@ -40,7 +40,7 @@ WAN = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 SIZE, CHUNKS, CHUNK_FRAMES, FRAME_TOKENS = (60, 104), 7, 3, 1560
 CALLS = 5
 """Of a chunk: four steps and the pass that fills the cache."""
-DRAWN = 2.2
+DRAWN = 2.1
 """Of these, those that layers are fitted to, with the shares that the demo model's calls have (calls.sample_calls)."""
 
 MOVES = 17 / 3 + 8 / 3

@@ -1,8 +1,7 @@
-"""How much of a chunk's effect on the final video each of its model calls has.
+"""How much of a chunk's effect on the video each of its model calls has: in the chunk itself and in the next one.
 
 The first denoising steps are renoised away: on the demo model the first step's error leaves no trace and the last step
 and the pass that fills the cache have nearly all of the effect. What is fitted should weigh its inputs accordingly.
-Each call is followed into one later chunk; every chunk after that inherits about as much (docs/quality.md).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CHUNKS = 3
 FOLLOWED = 2
 """Chunks that are generated with one call quantized, its own included."""
 PROMPTS, BATCHES = 8, 2
-"""Prompts, or batches of them, that are enough: shares are sums over whole clips, and differ little."""
+"""Prompts, or batches of them, that calls are measured on, whichever are fewer; of a large model, two clips."""
 LEAST = 0.01
 """Share, of an equal one, that a call without effect keeps."""
 CERTAIN = 0.15
@@ -43,11 +42,10 @@ def call_errors(
     seeds: Sequence[int],
     on_chunk: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """What quantizing one model call at a time does: float64 [prompts, measured chunks, calls, FOLLOWED].
+    """What quantizing one model call at a time does: float64 [prompts, measured chunks, calls].
 
-    Entry [b, k, i, j] is the mean squared error in the latents of chunk k + j (0 where the clip ends before) when the
-    tree `quantized` makes call i of chunk k, the last being the pass that fills the cache, and `full` all others, from
-    the same noise.
+    Entry [b, k, i] is the mean squared error in the latents of chunk k and the next one when the tree `quantized` makes
+    call i of chunk k, the last being the pass that fills the cache, and `full` all others, from the same noise.
     `embeddings` [prompts, tokens, text_dim]. `generated(setting)` chunks are generated, `on_chunk` hears of each.
     """
     schedule, spans = setting.preset.schedule, setting.spans[: CHUNKS + FOLLOWED - 1]
@@ -82,13 +80,12 @@ def call_errors(
                 branch = [generate(branching, j, changed if j == k else None) for j in followed]
             pairs = zip(branch, clean[k:], strict=False)
             errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]
-            row.append(torch.stack(errors, 1).cpu())
+            row.append(torch.stack(errors).mean(0).cpu())
         rows.append(row)
         write(Denoiser(full, setting.config, text, cache), Chunk(k, spans[k].start, clean[k]), schedule)
     found = torch.zeros(len(seeds), *nothing_measured(setting).shape[1:], dtype=torch.float64)
     for k, row in enumerate(rows):
-        measured = torch.stack(row, 1)
-        found[:, k, : len(row), : measured.shape[2]] = measured
+        found[:, k, : len(row)] = torch.stack(row, 1)
     return found
 
 
@@ -103,13 +100,13 @@ def calls_of(setting: Setting) -> list[int]:
 
 
 def nothing_measured(setting: Setting) -> Tensor:
-    """The errors of no prompts: float64 [0, measured chunks, calls, FOLLOWED]."""
+    """The errors of no prompts: float64 [0, measured chunks, calls]."""
     return torch.zeros(0, *measured_shape(calls_of(setting)), dtype=torch.float64)
 
 
-def measured_shape(calls: Sequence[int]) -> tuple[int, int, int]:
-    """Measured chunks, calls at most, and FOLLOWED, of a clip with so many calls in each chunk."""
-    return min(CHUNKS, len(calls)), max(calls[:CHUNKS]), FOLLOWED
+def measured_shape(calls: Sequence[int]) -> tuple[int, int]:
+    """Measured chunks, and calls at most, of a clip with so many calls in each chunk."""
+    return min(CHUNKS, len(calls)), max(calls[:CHUNKS])
 
 
 def generated(setting: Setting) -> int:
@@ -119,21 +116,17 @@ def generated(setting: Setting) -> int:
     return min(chunks, CHUNKS + FOLLOWED - 1) + sum(branches)
 
 
-def call_shares(errors: Tensor, calls: Sequence[int], chunks: int | None = None) -> list[list[float]]:
-    """Weight of each call of each chunk, of mean 1 over a chunk; `calls` [recorded chunks] is how many a chunk has.
+def call_shares(errors: Tensor, calls: Sequence[int]) -> list[list[float]]:
+    """Weight of each call of each chunk, of mean 1 over a chunk; `calls` [chunks] is how many a chunk has.
 
-    A call's effect is its error in its own chunk, and that in the next one for each later chunk of a video of `chunks`
-    (None: those recorded). `errors` as from `call_errors`; without any, all calls weigh alike.
+    `errors` as from `call_errors`; without any, all calls weigh alike.
     """
     if not len(errors):
         return [[1.0] * n for n in calls]
-    means = errors.double().mean(0)  # [measured chunks, calls, FOLLOWED]
+    means = errors.double().mean(0)
     shares = []
     for k, n in enumerate(calls):
-        later, measured = (chunks or len(calls)) - 1 - k, min(k, len(means) - 1)
-        if later and measured and not means[measured, :, 1].any():
-            measured -= 1  # of the clips' last chunk, nobody knows what the next would inherit
-        row = means[measured, :n, 0] + later * means[measured, :n, 1]
+        row = means[min(k, len(means) - 1)][:n]
         if len(row) < n or not row.sum() > 0:
             shares.append([1.0] * n)
             continue

@@ -24,7 +24,7 @@ from ..stream.presets import find_preset
 from ..stream.sampler import spans
 from .write import save_file
 
-FORMAT = 2
+FORMAT = 1
 """Version of the file format."""
 KEY = "qarvd_calibration"
 
@@ -97,7 +97,7 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
     if not (_finite(errors) and (errors >= 0).all()):
         raise ValueError("the errors are not finite, or negative")
     calls = tensors["call_errors"]
-    if calls.ndim != 4 or len(calls) > prompts or calls.shape[1:] != measured_shape([len(times) for times in steps]):
+    if calls.ndim != 3 or len(calls) > prompts or calls.shape[1:] != measured_shape([len(times) for times in steps]):
         raise ValueError(f"the errors of calls have shape {tuple(calls.shape)}")
     if not (_finite(calls) and (calls >= 0).all()):
         raise ValueError("the errors of calls are not finite, or negative")

@@ -64,8 +64,7 @@ def quantize(
         if recipe.frame_weights:
             weights = calibration.weights(setting.chunk_sizes)
         values = weights.values if recipe.stream_chunks is None else in_stream(weights, setting, recipe.stream_chunks)
-        errors = calibration.call_errors if recipe.call_weights else nothing_measured(setting)
-        table = call_table(setting, values, errors, recipe.stream_chunks)
+        table = call_table(setting, values, calibration.call_errors if recipe.call_weights else None)
         choice = None
         if recipe.target is not None:
             choice = recall_choice(work)
@@ -114,11 +113,9 @@ def in_stream(weights: FrameWeights, setting: Setting, chunks: int) -> tuple[flo
     return tuple(value * recorded / sum(found) for value in found)
 
 
-def call_table(
-    setting: Setting, weights: Sequence[float], errors: Tensor, chunks: int | None = None
-) -> list[list[float]]:
-    """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it, in a video of `chunks`."""
-    shares = call_shares(errors, calls_of(setting), chunks)
+def call_table(setting: Setting, weights: Sequence[float], errors: Tensor | None) -> list[list[float]]:
+    """Weight of every model call, [chunks][calls]: its chunk's weight times its share in it."""
+    shares = call_shares(nothing_measured(setting) if errors is None else errors, calls_of(setting))
     return [[weight * share for share in row] for weight, row in zip(weights, shares, strict=True)]
 
 

@@ -188,7 +188,7 @@ def without_calls_of(chunk: int) -> Change:
 
 TEXT, CALL = "rollouts.0.text_embeds", "rollouts.0.calls.2"
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "format": (lambda a, t: a["versions"].update(format=1), "of format 1, this version reads 2"),
+    "format": (lambda a, t: a["versions"].update(format=2), "of format 2, this version reads 1"),
     "no format": (lambda a, t: a["versions"].clear(), "'format' is missing"),
     "versions": (lambda a, t: a.update(versions=3), "not subscriptable"),
     "no calls": (lambda a, t: a.pop("calls"), "'calls' is missing"),
@@ -229,8 +229,8 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "errors missing": (lambda a, t: t.pop("errors"), "'errors' is missing"),
     "errors of calls missing": (lambda a, t: t.pop("call_errors"), "'call_errors' is missing"),
     "negative errors of calls": (lambda a, t: fill(t, "call_errors", -1.0), "errors of calls"),
-    "errors of fewer calls": (lambda a, t: t.update(call_errors=t["call_errors"][:, :, :4].clone()), "errors of calls"),
-    "errors of more chunks": (lambda a, t: t.update(call_errors=torch.zeros(4, 3, 5, 2)), "errors of calls have shape"),
+    "errors of fewer calls": (lambda a, t: t.update(call_errors=t["call_errors"][..., :4].clone()), "errors of calls"),
+    "errors of more chunks": (lambda a, t: t.update(call_errors=torch.zeros(4, 3, 5)), "errors of calls have shape"),
     "fewer steps": (lambda a, t: a["calls"][0].pop(), "calls are of chunks"),
     "another schedule": (lambda a, t: call(a, 2, 757.0, number=1), "timestep 757.0, its family's is 937"),
     "measured with another version": (lambda a, t: a.update(measured_as={"sorcery": 1}), "sorcery"),
