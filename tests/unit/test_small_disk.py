@@ -12,7 +12,9 @@ from qarvd.checkpoint.calibration import save_calibration
 from qarvd.checkpoint.model import save
 from qarvd.errors import SettingError
 from qarvd.files import replacing
+from qarvd.jobs import quantize as quantize_job
 from qarvd.jobs.calibrate import calibrate
+from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
 
 from .conftest import CONFIG, tiny_model
@@ -61,3 +63,28 @@ def test_states_that_do_not_fit_a_real_disk_are_refused_and_take_no_room(small_d
         spill.room((1_000_000,), torch.float32)
     assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.spill"]
     first.fill_(1)
+
+
+@pytest.mark.parametrize(
+    ("states", "free", "work", "where"),
+    [
+        (9e9, 17e9, True, "card"),
+        (9e9, 16.9e9, True, "disk"),
+        (9e9, 16.9e9, False, "memory"),
+        (9e8, 0.0, True, "memory"),
+    ],
+)
+def test_states_stay_on_a_card_that_has_room_and_leave_it_some(
+    states: float, free: float, work: bool, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_job, "free_memory", lambda device: free)
+    job = Work(tmp_path / "work", {}, resume=False) if work else None
+    with quantize_job.room_for(states, torch.device("meta"), job) as spill:  # which stands in for a card
+        room = spill.room((3, 2), torch.float32)
+        assert room.device.type == ("meta" if where == "card" else "cpu")
+        assert (tmp_path / "work" / "spill" / "0.spill").is_file() == (where == "disk")
+    assert not (tmp_path / "work" / "spill").exists()
+
+
+def test_only_a_card_has_memory_of_its_own() -> None:
+    assert quantize_job.free_memory(torch.device("cpu")) == 0
