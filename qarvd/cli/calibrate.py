@@ -79,7 +79,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--budget-minutes",
         type=float,
         help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
-        f"the first ones, but at least 4; 0 takes them all ({MINUTES:g})",
+        f"the first ones, but at least 4, and all that are rolled out at once; 0 takes them all ({MINUTES:g})",
     )
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
     parser.add_argument("--device", default="auto")
@@ -244,8 +244,8 @@ def run_calibration(
         )
     if found.prompts < len(texts):
         say(
-            f"{found.prompts} of {counted(len(texts), 'prompt')} fit into {minutes:g} minutes; --budget-minutes gives "
-            "more, and 0 takes all."
+            f"For {minutes:g} minutes, {found.prompts} of {counted(len(texts), 'prompt')} were taken; --budget-minutes "
+            "gives more, and 0 takes all."
         )
     return found
 

@@ -61,7 +61,7 @@ def test_half_an_hour_is_kept_unless_another_time_is_given(
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: 60 * next(looked)))
     said = run(verb, model_file, "--prompts", prompts, *CLIP, *options, "--out", tmp_path / "a.safetensors")
-    few = f"{taken} of {PROMPTS} prompts fit into 30 minutes; --budget-minutes gives more, and 0 takes all."
+    few = f"For 30 minutes, {taken} of {PROMPTS} prompts were taken; --budget-minutes gives more, and 0 takes all."
     assert (few in said) == (taken < PROMPTS)
 
 
