@@ -42,7 +42,7 @@ def detect(norms: Tensor, align: int = ALIGNMENT, most: int | None = None) -> De
     """
     values = norms.float().cpu().numpy()
     if not np.isfinite(values).all():
-        return Detection((), 0.0)  # whoever uses the weights refuses them, by name
+        return Detection((), 0.0)  # norms that overflow tell no channel from another
     median = float(np.median(values))
     spread = np.median(np.abs(values - median))
     if spread < 1e-8:
