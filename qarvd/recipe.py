@@ -40,7 +40,9 @@ class Recipe:
             raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose one of {', '.join(OUTLIERS)}.")
         chunks = 1 if self.stream_chunks is None else self.stream_chunks
         if type(chunks) is not int or not 1 <= chunks <= MOST_CHUNKS:
-            raise SettingError(f"The recipe is for streams of {chunks!r} chunks; 1 to {MOST_CHUNKS:,} were expected.")
+            raise SettingError(
+                f"The recipe is for streams (--stream-chunks) of {chunks!r} chunks; 1 to {MOST_CHUNKS:,} were expected."
+            )
 
     def without_data(self) -> Recipe:
         """The nearest recipe that needs no calibration."""

@@ -22,11 +22,11 @@ from ..files import no_file, replacing
 from ..recipe import Recipe
 from ..stream.presets import find_preset
 from ..stream.sampler import spans
+from .read import STATISTICS
 from .write import save_file
 
 FORMAT = 1
 """Version of the file format."""
-KEY = "qarvd_calibration"
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
@@ -50,7 +50,16 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {KEY: json.dumps(about)})
+        save_file(tensors, temporary, {STATISTICS: json.dumps(about)})
+
+
+def is_calibration(path: Path) -> bool:
+    """Whether a file says that it holds statistics."""
+    try:
+        with safe_open(path, "pt") as file:
+            return STATISTICS in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -63,10 +72,10 @@ def load_calibration(path: Path) -> Calibration:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from error
-    if KEY not in metadata:
+    if STATISTICS not in metadata:
         raise CheckpointError(f"{path} holds no calibration statistics; make them with `python -m qarvd calibrate`.")
     try:
-        return _assemble(json.loads(metadata[KEY]), tensors)
+        return _assemble(json.loads(metadata[STATISTICS]), tensors)
     except (SettingError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise CheckpointError(f"{path}: these statistics cannot be used ({why}); calibrate again.") from error

@@ -23,7 +23,7 @@ from ..stream.presets import PRESETS, Preset, find_preset
 from ..wan.config import WanConfig
 from ..wan.tree import WanTree
 from .quantized import quantized_names, read_linear, write_linear
-from .read import Contents, read
+from .read import STATISTICS, Contents, read
 from .write import save_file
 
 FORMAT = 1
@@ -70,6 +70,8 @@ def load(path: Path, preset: str | None = None) -> Model:
 def _assemble(contents: Contents, preset: str | None) -> Model:
     transformer = contents.json("config").get("transformer", {})
     ours = contents.json("qarvd")
+    if STATISTICS in contents.metadata:
+        raise CheckpointError("These are calibration statistics, not a model; `quantize` takes them as --stats.")
     versions = ours.get("versions", {})
     if not isinstance(transformer, dict) or not isinstance(versions, dict):
         raise CheckpointError("The metadata should hold objects under transformer and versions; it is damaged.")
@@ -77,7 +79,7 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
         raise CheckpointError(f"The file is of format {stored!r}; this version of qarvd reads format {FORMAT}.")
     tensors = contents.tensors
     if "checksum" in ours and ours["checksum"] != checksum(tensors):
-        raise CheckpointError("The tensors do not match the checksum; the file is damaged. Get it again.")
+        raise CheckpointError("The tensors do not match the checksum: the file was damaged, or edited. Get it again.")
 
     recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}

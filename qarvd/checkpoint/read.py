@@ -18,6 +18,8 @@ from ..errors import CheckpointError
 from ..files import no_file
 from .naming import normalise, unwrap
 
+STATISTICS = "qarvd_calibration"
+"""Key of the metadata by which a file of statistics is told from a model."""
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 
 DAMAGED = (

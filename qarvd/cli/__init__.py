@@ -6,6 +6,7 @@ What `run` returns, if anything, is the exit code.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -47,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(verbs.add_parser(verb, help=module.HELP, description=module.HELP, parents=[debug]))
     args = parser.parse_args(argv)
     try:
-        return modules[args.verb].run(args) or 0
+        code = modules[args.verb].run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, `head` for instance, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no one flushes into it at the end
+        return 1
     except (QarvdError, OSError, torch.OutOfMemoryError) as error:
         if args.debug:
             raise

@@ -15,28 +15,31 @@ from .. import __version__
 from ..calibrate import prompts as shipped
 from ..calibrate.calibration import Calibration
 from ..calibrate.reach import REACHES
-from ..calibrate.weights import LEAST_PROMPTS, WITHIN, FrameWeights
+from ..calibrate.weights import LEAST_PROMPTS, WITHIN
 from ..checkpoint.calibration import save_calibration
 from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
 from ..errors import CheckpointError, PromptError, SettingError
 from ..files import no_file
-from ..jobs.calibrate import SEED, calibrate, identity, setting_of
+from ..jobs.calibrate import SEED, calibrate, identity
 from ..jobs.pace import FITTING, MINUTES, NO_REST, Rest
 from ..jobs.work import Work
+from ..quantize.rounding.task import ENOUGH
 from ..recipe import RECIPES, Recipe
 from ..report.tables import text_table
-from ..stream.sampler import frame_tokens
+from ..stream.presets import find_preset
+from ..stream.sampler import frame_tokens, spans
 from ..wan.forward import pad_text
 from .common import (
     CHUNKS,
     add_model,
+    add_size,
     check_out,
     counted,
+    latent_size,
     load_model,
     model_path,
     one_tensor,
-    parse_size,
     pick_device,
     say,
     wanted_frames,
@@ -44,7 +47,6 @@ from .common import (
 )
 
 HELP = "roll a model out on prompts and measure how much each chunk matters; the statistics serve many quantizations"
-DEFAULT_SIZE = "60x104"
 DEMO_PROMPTS = 64
 """Of the prompts the demo model was trained on, where none are given."""
 DEFAULTS: dict[str, object] = {"reach": "short", "seed": SEED, "budget_minutes": MINUTES}
@@ -54,7 +56,9 @@ DEFAULTS: dict[str, object] = {"reach": "short", "seed": SEED, "budget_minutes":
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
     add_calibration(parser)
-    parser.add_argument("--recipe", choices=RECIPES, default="w4a8", help="the bits at which chunks are measured")
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="w4a8", help="the bits at which chunks are measured (w4a8)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file of statistics to write")
 
 
@@ -67,7 +71,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "[prompts, tokens, text_dim]",
     )
     parser.add_argument("--chunks", type=int, help=f"chunks of each calibration clip ({CHUNKS})")
-    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({DEFAULT_SIZE})")
+    add_size(parser)
     parser.add_argument(
         "--reach",
         choices=REACHES,
@@ -81,7 +85,11 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
         f"the first ones, but at least 4, and all that are rolled out at once; 0 takes them all ({MINUTES:g})",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run had finished")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what an interrupted run had finished: prompts rolled out at once, and layers",
+    )
     parser.add_argument("--device", default="auto")
 
 
@@ -108,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
     place(model, args.device)
     calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, FITTING)
     work.finish(lambda path: save_calibration(calibration, path), args.out)
-    print_weights(calibration.weights(setting_of(model, clips.size, clips.frames).chunk_sizes))
+    advise(calibration)
+    print_weights(calibration)
     print(f"wrote {args.out}: {counted(calibration.prompts, 'prompt')}")
 
 
@@ -139,9 +148,7 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     frames = wanted_frames(args.chunks, None, model.preset)
     if not args.budget_minutes >= 0:
         raise SettingError("--budget-minutes must be 0 (all prompts) or above.")
-    demo, side = model.preset_name == "demo", bundle.LATENT_SIDE
-    if demo and args.size is not None:
-        raise SettingError(f"--size is for real checkpoints; the demo model's latents are {side}x{side}.")
+    demo, size = model.preset_name == "demo", latent_size(args.size, model)
     if args.prompts is None:
         if not demo:
             raise PromptError(
@@ -156,7 +163,6 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
             "and 24 or more of different kinds do much better."
         )
     pad_text(model.config, embeddings[:1])
-    size = (side, side) if demo else parse_size(args.size or DEFAULT_SIZE)
     frame_tokens(model.config, *size)
     return Clips(embeddings, size, frames)
 
@@ -204,11 +210,12 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
         "preset": model.preset_name,
         "recipe": recipe.to_json(),
     }
-    return Work(
-        work_folder(args.out),
-        {**job, "seed": args.seed, "reach": args.reach, "budget_minutes": args.budget_minutes, **about},
-        args.resume,
-    )
+    options = {"seed": args.seed, "reach": args.reach, "budget_minutes": args.budget_minutes}
+    folder = work_folder(args.out)
+    work = Work(folder, {**job, **options, **about}, args.resume)
+    if args.resume:
+        say(f"Going on with what is in {folder}." if work.begun else "Nothing is there to go on with: a new start.")
+    return work
 
 
 def run_calibration(
@@ -256,8 +263,16 @@ def place(model: Model, device: str) -> None:
     model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
 
 
-def print_weights(weights: FrameWeights) -> None:
+def advise(calibration: Calibration) -> None:
+    """Say so where few prompts were taken."""
+    if calibration.prompts < ENOUGH:
+        say(f"Calibrated on {counted(calibration.prompts, 'prompt')}; {ENOUGH} or more make a better model.")
+
+
+def print_weights(calibration: Calibration) -> None:
     """Each chunk's weight and its interval as a table, and how sure they are."""
+    chunk_frames = find_preset(calibration.preset_name).chunk_frames
+    weights = calibration.weights([len(span) for span in spans(calibration.frames, chunk_frames)])
     chunks = len(weights.values)
     columns = zip(weights.values, weights.low, weights.high, strict=True)
     print(

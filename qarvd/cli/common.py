@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model, load
 from ..checkpoint.read import read
-from ..demo.bundle import MODEL
+from ..demo.bundle import LATENT_SIDE, MODEL
 from ..errors import CheckpointError, SettingError
 from ..files import part_beside
 from ..ops.cuda.cache import user_folder
@@ -22,6 +22,8 @@ from ..stream.presets import PRESETS, Preset
 
 CHUNKS = 7
 """Of a clip, where nothing is said."""
+SIZE = "60x104"
+"""Of the latents of a real checkpoint, where nothing is said."""
 MOST_FRAMES = 100_000
 """Latent frames of a clip: seven hours."""
 
@@ -31,6 +33,11 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         parser.add_argument(name, help="a checkpoint file, or 'demo' for the bundled model")
     parser.add_argument("--preset", choices=PRESETS, help="the family of a file that does not say so itself")
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The size of what is generated."""
+    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({SIZE}, of 480x832 pixels)")
 
 
 def load_model(name: str, preset: str | None = None) -> Model:
@@ -96,8 +103,18 @@ def wanted_frames(chunks: int | None, frames: int | None, preset: Preset) -> int
     return count
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """'60x104' -> (60, 104)."""
+def latent_size(text: str | None, model: Model) -> tuple[int, int]:
+    """Height and width of the latents. Raises SettingError for a size that is none, or not the demo model's to choose.
+
+    '60x104' -> (60, 104).
+    """
+    if model.preset_name == "demo":
+        if text is not None:
+            raise SettingError(
+                f"--size is for real checkpoints; the demo model's latents are {LATENT_SIDE}x{LATENT_SIDE}."
+            )
+        return LATENT_SIDE, LATENT_SIDE
+    text = SIZE if text is None else text
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
         raise SettingError(f"The size {text!r} is not HEIGHTxWIDTH of the latents, such as 60x104.")

@@ -31,12 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     clips = [read_clip(name) for name in (args.a, args.b)]
+    kinds = [kind(name, clip) for name, clip in zip((args.a, args.b), clips, strict=True)]
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(f"{args.a} and {args.b} are not of one kind: {kinds[0]} and {kinds[1]}.")
     if clips[0] is not None and clips[1] is not None:
         print(text_table(compare_clips(clips[0], clips[1], max(1, args.chunk_frames))))
-    elif clips[0] is None and clips[1] is None:
-        print(text_table(compare_models(args.a, args.b, args.preset)))
     else:
-        raise CheckpointError(f"{args.a} and {args.b} are not of one kind: one is a clip, the other a checkpoint.")
+        print(text_table(compare_models(args.a, args.b, args.preset)))
+
+
+def kind(name: str, clip: Tensor | None) -> str:
+    """What the file `name` holds, whose frames are `clip`."""
+    if clip is None:
+        return "a checkpoint"
+    return "a video" if Path(name).suffix == ".mp4" else "latents"
 
 
 def read_clip(name: str) -> Tensor | None:

@@ -7,11 +7,15 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from ..calibrate.calibration import Calibration
+from ..checkpoint.calibration import is_calibration, load_calibration
 from ..ops.linear import QuantizedLinear
+from ..quantize.model import weight_bits
 from ..report.tables import size_text, text_table
-from .common import add_model, load_model
+from .calibrate import print_weights
+from .common import add_model, counted, load_model
 
-HELP = "say what a checkpoint is: family, dimensions, what is quantized and how"
+HELP = "say what a checkpoint, or a file of statistics, is: family, dimensions, what is quantized and how"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if is_calibration(Path(args.model)):
+        describe(load_calibration(Path(args.model)))
+        return
     model = load_model(args.model, args.preset)
     print(f"family      {model.preset_name}: {model.preset}")
     print(f"dimensions  {asdict(model.config)}")
@@ -27,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"size        {size_text(path.stat().st_size)}; the checksum, where there is one, is right")
     quantized = {n: m.weight for n, m in model.tree.named_modules() if isinstance(m, QuantizedLinear)}
     floats = Counter(str(dtype).removeprefix("torch.") for dtype in model.dtypes.values())
-    print(f"tensors     {len(quantized)} quantized linears; others: {dict(floats)}")
+    bits = f" of {weight_bits(model.tree):.2f} bits a weight" if quantized else ""
+    print(f"tensors     {len(quantized)} quantized linears{bits}; others: {dict(floats)}")
     if model.recipe:
         print(f"recipe      {model.recipe.to_json()}")
     if quantized:
@@ -43,3 +51,13 @@ def run(args: argparse.Namespace) -> None:
             for name, weight in quantized.items()
         ]
         print(text_table(rows))
+
+
+def describe(found: Calibration) -> None:
+    """Print what a file of statistics is of."""
+    height, width = found.size
+    print(f"statistics  of a model of the family {found.preset_name}, checksum {found.model}")
+    print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {height}x{width}")
+    if found.measured_as is not None:
+        print(f"measured    with {found.measured_as.weight_bits}-bit weights")
+    print_weights(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from ..checkpoint.model import Model, save
 from ..errors import SettingError
 from ..jobs.budget import check_target
 from ..jobs.pace import CHOOSING, FITTING
-from ..jobs.quantize import MEASURING, QUANTIZING, check_stream, quantize
+from ..jobs.quantize import MEASURING, QUANTIZING, check_statistics, check_stream, quantize
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
-from ..quantize.rounding.task import ENOUGH
 from ..recipe import OUTLIERS, RECIPES, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
-from .calibrate import add_calibration, filled, given, open_work, place, read_clips, run_calibration
-from .common import add_model, check_out, counted, load_model, model_path, say
+from .calibrate import add_calibration, advise, filled, given, open_work, place, read_clips, run_calibration
+from .common import add_model, check_out, load_model, model_path, say
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
 OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
@@ -33,7 +33,7 @@ OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
-    parser.add_argument("--recipe", choices=RECIPES, default="w8a8")
+    parser.add_argument("--recipe", choices=RECIPES, default="w8a8", help="bits of weights and activations (w8a8)")
     parser.add_argument("--rounding", choices=ROUNDING, help="another rounding method than the recipe's")
     parser.add_argument("--outliers", choices=OUTLIERS, help="another choice of outlier channels than the recipe's")
     parser.add_argument("--single-scale", action="store_true", help="the same as --outliers none")
@@ -74,8 +74,12 @@ def run(args: argparse.Namespace) -> None:
     if recipe.target is not None:
         print(text_table(by_choice(reports)))
         budget: Any = model.notes["budget"]
-        least = budget["least_possible_error"]
-        print(f"error in all {budget['error']:.4g}; no choice of that size has less than {least:.4g}")
+        bits = 8 * sum(report.nbytes for report in reports) / sum(prod(report.shape) for report in reports)
+        print(
+            f"{bits:.2f} bits a weight; squared errors of the predictions, weighted as their chunks and calls matter, "
+            f"add up to {budget['error']:.4g}, where no choice of this size has less than "
+            f"{budget['least_possible_error']:.4g}"
+        )
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
@@ -118,6 +122,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
     place(model, args.device)
     if args.stats:
         calibration = load_calibration(args.stats)
+        check_statistics(calibration, model)
         check_stream(recipe, len(calibration.reach))
         measured = calibration.measured_as
         if recipe.frame_weights and measured is not None and measured.weight_bits != recipe.weight_bits:
@@ -129,8 +134,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         work = open_work(args, model, recipe, clips.about)
         rest = FITTING if recipe.target is None else FITTING + CHOOSING
         calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, rest)
-    if calibration.prompts < ENOUGH:
-        say(f"Calibrated on {counted(calibration.prompts, 'prompt')}; {ENOUGH} or more make a better model.")
+    advise(calibration)
     model, reports = with_bar(model, recipe, calibration, work)
     work.finish(lambda path: save(model, path), args.out)
     return model, reports

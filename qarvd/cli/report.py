@@ -10,12 +10,11 @@ from typing import Any
 
 from ..calibrate.weights import FrameWeights
 from ..checkpoint.model import Model
-from ..demo.experiment import weight_bits
 from ..errors import CheckpointError, SettingError, ShapeError
 from ..files import no_file, replacing
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT
-from ..quantize.model import linear_groups, linear_of, relative_error
+from ..quantize.model import linear_groups, linear_of, relative_error, weight_bits
 from ..quantize.outliers import column_norms, detect
 from ..report.chunks import Sensitivity
 from ..report.layers import Inputs, Layer, Variant, shared_name
@@ -23,10 +22,10 @@ from ..report.methods import Method, methods_chapter, read_methods
 from ..report.norms import Norms
 from ..report.page import render_page
 from ..report.quantization import chunks_chapter, errors_chapter, layers_chapter, outliers_chapter
-from .common import add_model, check_out, load_model, model_path, say
+from .common import add_model, add_size, check_out, load_model, model_path, say
 from .side_by_side import FULL, compare, streamed, wanted_cases
 
-HELP = "one page on what quantizing did: chunks that matter, outliers, errors, drift, videos side by side"
+HELP = "one page on what quantizing did: chunks that matter, outliers, errors, drift, frames side by side"
 FOREIGN = 1e-3
 """Relative squared difference of patch embeddings, which are never quantized, above which a file is of another model;
 rounding them to bfloat16 makes one of 1e-5."""
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chunks", type=int, default=7, help="chunks of each clip (7)")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip's noise")
-    parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents")
+    add_size(parser)
     parser.add_argument("--quality", type=Path, help="a JSON file of measured methods, such as docs/quality.json")
     parser.add_argument("--device", default="auto")
 
@@ -132,7 +131,7 @@ def read_variant(name: str, path: Path, full: Model, preset: str | None) -> tupl
     row: dict[str, object] = {
         "file": name,
         "MB": path.stat().st_size / 1e6,
-        "bits per quantized weight": weight_bits(model),
+        "bits per quantized weight": weight_bits(model.tree),
         "rounding": recipe.rounding,
         "outliers": recipe.outliers,
         "chunks measured on": f"{sensitivity.prompts} prompts" if sensitivity else None,

@@ -20,7 +20,7 @@ from ..report.quantization import drift_chapter
 from ..report.strips import strips
 from ..stream.preview import rgb_preview
 from ..stream.rollout import roll_out
-from .common import parse_size, ready, wanted_frames
+from .common import latent_size, ready, wanted_frames
 from .stream import read_embeddings
 
 FULL = "full"
@@ -48,15 +48,15 @@ class Cases:
 
 def wanted_cases(args: argparse.Namespace, model: Model) -> Cases | None:
     """What the user wants to see; None where there is no prompt."""
-    frames = wanted_frames(args.chunks, None, model.preset)
+    frames, size = wanted_frames(args.chunks, None, model.preset), latent_size(args.size, model)
     chunk_frames = model.preset.chunk_frames
     if model.preset_name == "demo":
         held_out = prompts.split_prompts()[1][:DEMO_PROMPTS]
         chosen = [prompts.parse(text) for text in args.prompt] if args.prompt else held_out
-        labels, side = [str(prompt) for prompt in chosen], bundle.LATENT_SIDE
+        labels = [str(prompt) for prompt in chosen]
         seeds = range(args.seed, args.seed + len(chosen))
         embeddings = bundle.embed(chosen)
-        return Cases(embeddings, labels, (side, side), frames, chunk_frames, seeds, len(chosen), pixels.decode)
+        return Cases(embeddings, labels, size, frames, chunk_frames, seeds, len(chosen), pixels.decode)
     if not args.prompt:
         return None
     read = {name: read_embeddings(name) for name in args.prompt}
@@ -65,7 +65,7 @@ def wanted_cases(args: argparse.Namespace, model: Model) -> Cases | None:
         raise SettingError(f"The prompts are of different shapes, {sorted(shapes)}; only like embeddings batch.")
     labels = [f"{Path(name).stem} {i + 1}" for name, tensor in read.items() for i in range(len(tensor))]
     embeddings, seeds = torch.cat(list(read.values())), range(args.seed, args.seed + len(labels))
-    return Cases(embeddings, labels, parse_size(args.size), frames, chunk_frames, seeds, 1, preview)
+    return Cases(embeddings, labels, size, frames, chunk_frames, seeds, 1, preview)
 
 
 def preview(latents: Tensor) -> Tensor:

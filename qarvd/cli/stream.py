@@ -21,7 +21,18 @@ from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
 from ..stream.sampler import check_prompts
-from .common import add_model, check_out, load_model, model_path, one_tensor, parse_size, ready, say, wanted_frames
+from .common import (
+    add_model,
+    add_size,
+    check_out,
+    latent_size,
+    load_model,
+    model_path,
+    one_tensor,
+    ready,
+    say,
+    wanted_frames,
+)
 
 HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keeps what there is"
 
@@ -47,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 file to write")
     parser.add_argument("--latents", type=Path, help="also write the latents to this .safetensors file")
     parser.add_argument("--initial", type=Path, help="latents to go on from (an encoded image, an earlier clip)")
-    parser.add_argument("--size", default="60x104", help="height x width of real checkpoints' latents (480x832 pixels)")
+    add_size(parser)
     parser.add_argument("--window", type=int, help="latent frames in the cache, sink and current chunk included")
     parser.add_argument("--sink", type=int, help="first latent frames that are never evicted")
     parser.add_argument("--cache", choices=CACHES, default="16-bit", help="how older keys and values are kept")
@@ -71,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     check_prompts(then, None if frames is None else -(-frames // preset.chunk_frames))
     embeddings = encoded(args.prompt, demo)
     changes = {at: encoded(prompt, demo) for at, prompt in then.items()}
-    size = (bundle.LATENT_SIDE, bundle.LATENT_SIDE) if demo else parse_size(args.size)
+    size = latent_size(args.size, model)
     initial = read_latents(args.initial) if args.initial else None
     ready(model, args.device)
     weight = model.tree.patch_embedding.weight

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.model import Model
-from ..ops.linear import QuantizedLinear
+from ..quantize.model import weight_bits
 from ..stream.rollout import roll_out
 from ..stream.sampler import Chunk
 from .bundle import LATENT_SIDE, embed
@@ -99,20 +99,10 @@ def metrics(model: Model, latents: Tensor, reference: Tensor, verdict: Verdict) 
     last = slice(-model.preset.chunk_frames, None)
     return {
         "samples": len(latents),
-        "weight_bits": round(weight_bits(model), 3),
+        "weight_bits": round(weight_bits(model.tree), 3),
         "psnr_db": psnr(latents, reference),
         "psnr_last_chunk_db": psnr(latents[:, :, last], reference[:, :, last]),
         "digit_accuracy_first": verdict.first.mean().item(),
         "digit_accuracy_last": verdict.last.mean().item(),
         "motion_accuracy": verdict.motion.mean().item(),
     }
-
-
-def weight_bits(model: Model) -> float:
-    """Stored bits per weight of the linears that a recipe quantizes, scales and outlier lists included."""
-    stored = weights = 0
-    for module in model.tree.modules():
-        if isinstance(module, QuantizedLinear):
-            stored += 8 * module.weight.nbytes
-            weights += math.prod(module.weight.shape)
-    return stored / weights if weights else 16.0

@@ -98,8 +98,8 @@ def _options(
 
     if capacity < least:
         raise SettingError(
-            f"{recipe.target} cannot be met: with the fewest bits everywhere it is {said(least)}; ask for a "
-            "larger size."
+            f"{recipe.target} cannot be met: with the fewest bits everywhere it can take {said(least)}, outliers "
+            "included; ask for a larger size."
         )
     if capacity >= most:
         raise SettingError(

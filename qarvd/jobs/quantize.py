@@ -121,18 +121,25 @@ def call_table(setting: Setting, weights: Sequence[float], errors: Tensor | None
 
 def fitting(calibration: Calibration, model: Model) -> Calibration:
     """The statistics in the dtype that `model` computes in. Raises SettingError for those of another model."""
-    if calibration.model != identity(model) or calibration.preset_name != model.preset_name:
-        raise SettingError(
-            f"The statistics are those of another model (or of the preset {calibration.preset_name}); "
-            "calibrate this one."
-        )
+    check_statistics(calibration, model)
     dtype, rollouts = model.tree.patch_embedding.weight.dtype, []
     for rollout in calibration.rollouts:
-        if any(call.latents.shape[1] != model.config.in_dim for call in rollout.calls):
-            raise SettingError(f"The statistics are not of latents of {model.config.in_dim} channels; calibrate again.")
         calls = tuple(replace(call, latents=call.latents.to(dtype)) for call in rollout.calls)
         rollouts.append(Rollout(rollout.embeddings.to(dtype), calls))
     return replace(calibration, rollouts=tuple(rollouts))
+
+
+def check_statistics(calibration: Calibration, model: Model) -> None:
+    """Raise SettingError for statistics of another model, or of another family."""
+    if calibration.model != identity(model):
+        raise SettingError("The statistics are those of another model; calibrate this one.")
+    if calibration.preset_name != model.preset_name:
+        raise SettingError(
+            f"The statistics are those of another family, {calibration.preset_name}; calibrate this model as "
+            f"{model.preset_name}."
+        )
+    if any(call.latents.shape[1] != model.config.in_dim for rollout in calibration.rollouts for call in rollout.calls):
+        raise SettingError(f"The statistics are not of latents of {model.config.in_dim} channels; calibrate again.")
 
 
 def recall_choice(work: Work | None) -> Choice | None:

@@ -60,10 +60,15 @@ class Work:
         shutil.rmtree(folder / SPILL, ignore_errors=True)  # a killed run's; there may be no room before it is gone
 
     @property
+    def begun(self) -> bool:
+        """Whether anything is finished."""
+        return (self._folder / ABOUT).is_file()
+
+    @property
     def folder(self) -> Path:
         """The folder, made when first asked for: a job that is refused at once leaves nothing behind."""
         self._folder.mkdir(exist_ok=True)
-        if not (self._folder / ABOUT).is_file():
+        if not self.begun:
             write_json(self._folder / ABOUT, self._about)
         return self._folder
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,12 @@ def linear_groups(num_layers: int) -> Iterator[tuple[str, ...]]:
         yield (f"{block}.cross_attn.o",)
         yield (f"{block}.ffn.0",)
         yield (f"{block}.ffn.2",)
+
+
+def weight_bits(tree: nn.Module) -> float:
+    """Stored bits per weight of the quantized linears, scales and outlier lists included; 16 where there are none."""
+    weights = [module.weight for module in tree.modules() if isinstance(module, QuantizedLinear)]
+    return sum(8 * w.nbytes for w in weights) / sum(prod(w.shape) for w in weights) if weights else 16.0
 
 
 def choose_split(weights: Sequence[Tensor], recipe: Recipe) -> ChannelSplit:

@@ -86,16 +86,20 @@ def _whisker(x: float, low: float, high: float, style: str) -> str:
     return tag("path", d=f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8", style=style)
 
 
-def bar_chart(values: Mapping[str, float], unit: str) -> str:
-    """A horizontal bar from 0 for each of `values`, with its number; a value that is not finite has no bar."""
+def bar_chart(values: Mapping[str, float], unit: str, beside: Sequence[float] = ()) -> str:
+    """A horizontal bar from 0 for each of `values`, with its number; a value that is not finite has no bar.
+
+    The axis has room for the values of charts `beside` it, too, so that bars compare.
+    """
     name = f"{unit}: " + ", ".join(f"{label} {number_text(value)}" for label, value in values.items())
     finite = [value for value in values.values() if drawable(value)]
     if not finite:
         return nothing(name, unit)
-    ticks = linear_ticks(min(0.0, *finite), max(0.0, *finite))
+    spanned = [0.0, *finite, *filter(drawable, beside)]
+    ticks = linear_ticks(min(spanned), max(spanned))
     numbers = {label: number_text(value) for label, value in values.items()}
     left = 12 + CHARACTER * min(32, max(map(len, values)))
-    right = WIDTH - 16 - CHARACTER * max(map(len, numbers.values()))
+    right = WIDTH - 16 - CHARACTER * max(len(number_text(value)) for value in (*values.values(), *beside))
     top, pitch, thick = 30.0, 34.0, 22.0
     bottom = top + pitch * len(values)
 

@@ -42,10 +42,12 @@ def heat_map(
     unit: str,
     written: Callable[[float], str] = number_text,
     missing: str = "not measured",
+    beside: Sequence[float] = (),
 ) -> str:
     """Rows and columns in the order in which they first come; the shade grows with the logarithm, and 0 is empty.
 
-    Numbers stand in the cells where all of them fit; `missing` says what a dashed cell is.
+    Numbers stand in the cells where all of them fit; `missing` says what a dashed cell is. The shades span
+    the values of maps `beside` this one, too, so that cells compare.
     """
     values = [cell.value for cell in cells if cell.value is not None and drawable(cell.value, log=True)]
     if not cells:
@@ -57,7 +59,8 @@ def heat_map(
     pitch = min((width - 4 - left) / len(columns), WIDEST)
     numbers = ["" if cell.value is None else written(cell.value) for cell in cells]
     roomy = SMALL * max(map(len, numbers)) <= pitch - 4
-    low, high = (min(values), max(values)) if values else (1.0, 1.0)
+    shaded = [*values, *(value for value in beside if drawable(value, log=True))]
+    low, high = (min(shaded), max(shaded)) if shaded else (1.0, 1.0)
 
     top = 56.0
     bottom = top + HEIGHT * len(rows)
@@ -76,7 +79,7 @@ def heat_map(
         if roomy and number:
             marks.append(text(x + pitch / 2, y + HEIGHT / 2 + 4, number, "middle", style="font-size:11px"))
         parts.append(tag("g", *marks))
-    most = next((f"the most: {cell.told}" for cell in cells if values and cell.value == high), "none above 0")
+    most = next((f"the most: {cell.told}" for cell in cells if values and cell.value == max(values)), "none above 0")
     name = f"{unit}, {len(rows)} rows by {len(columns)} columns; {most}"
     return canvas(width, bottom + 46, name, *parts, wide=wide)
 

@@ -79,25 +79,41 @@ def norms_figure(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> Figur
     )
 
 
-def error_figures(variant: Variant) -> tuple[Figure, Figure]:
-    """One variant's errors in units of the power of ten that leaves the least one with one digit."""
-    least = min((layer.error for layer in variant.layers.values() if drawable(layer.error, log=True)), default=1.0)
-    exponent = math.floor(math.log10(least))
-    unit = f"relative squared error of the {variant.measure}, in {power_text(exponent)}"
-    cells, kinds = [], {}
+def error_figures(variants: Sequence[Variant]) -> list[Figure]:
+    """The variants' errors: maps, then means by type, those of one measure in one unit and on one scale.
+
+    The unit is the power of ten that leaves the least error with one digit.
+    """
+    maps, bars = [], []
+    for variant in variants:
+        alike = [v for v in variants if v.measure == variant.measure]
+        errors = [layer.error for v in alike for layer in v.layers.values() if not layer.kept]
+        least = min((error for error in errors if drawable(error, log=True)), default=1.0)
+        exponent = math.floor(math.log10(least))
+        scale = 10.0**exponent
+        unit = f"relative squared error of the {variant.measure}, in {power_text(exponent)}"
+        cells = []
+        for name, layer in variant.layers.items():
+            told = f"{name}: {KEPT}" if layer.kept else f"{name}: relative squared error {number_text(layer.error)}"
+            cells.append(Cell(*place(name), None if layer.kept else layer.error / scale, told))
+        heat = heat_map(cells, "block", unit, _short, KEPT, beside=[error / scale for error in errors])
+        means = {kind: mean / scale for kind, mean in _means(variant).items()}
+        most = [mean / scale for v in alike for mean in _means(v).values()]
+        maps.append(Figure(f"Error of each layer, {variant.name}", "Point at a cell for its layer.", heat))
+        bars.append(
+            Figure(f"Mean error by layer type, {variant.name}", "Over the blocks.", bar_chart(means, unit, most))
+        )
+    return [*maps, *bars]
+
+
+def _means(variant: Variant) -> dict[str, float]:
+    """Mean error of each layer type over the blocks."""
+    kinds: dict[str, list[float]] = {}
     for name, layer in variant.layers.items():
         kind, depth = place(name)
-        told = f"{name}: {KEPT}" if layer.kept else f"{name}: relative squared error {number_text(layer.error)}"
-        scaled = None if layer.kept else layer.error / 10**exponent
-        cells.append(Cell(kind, depth, scaled, told))
-        if scaled is not None:
-            kinds.setdefault(kind, []).append(scaled)
-    means = {kind: sum(errors) / len(errors) for kind, errors in kinds.items()}
-    by_layer = heat_map(cells, "block", unit, _short, KEPT)
-    return (
-        Figure(f"Error of each layer, {variant.name}", "Point at a cell for its layer.", by_layer),
-        Figure(f"Mean error by layer type, {variant.name}", "Over the blocks.", bar_chart(means, unit)),
-    )
+        if depth != DASH and not layer.kept:
+            kinds.setdefault(kind, []).append(layer.error)
+    return {kind: sum(errors) / len(errors) for kind, errors in kinds.items()}
 
 
 def layer_rows(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> list[dict[str, object]]:

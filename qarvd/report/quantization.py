@@ -38,8 +38,7 @@ def errors_chapter(variants: Sequence[Variant]) -> Chapter:
         "Output errors are measured on calibration data, each chunk by its weight, beyond what the best float weight "
         f"leaves; weight errors compare the weights alone. The two are not on one scale. {OUTSIDE}"
     )
-    maps, bars = zip(*map(error_figures, variants), strict=True)
-    return Chapter("Error of each layer", text, [*maps, *bars])
+    return Chapter("Error of each layer", text, error_figures(variants))
 
 
 def drift_chapter(errors: Mapping[str, Sequence[float]], clips: int, strips: Picture) -> Chapter:

@@ -1,6 +1,8 @@
 """The command line does its jobs, and answers bad input with one sentence and exit code 2."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from torch import Tensor
 from qarvd.checkpoint.model import Model, load, save, state_tensors
 from qarvd.cli import main
 from qarvd.errors import CheckpointError
+from qarvd.quantize.model import weight_bits
+from qarvd.recipe import RECIPES
 
 from .commands import Run, played
 
@@ -87,6 +91,15 @@ def folder(path: Path) -> Path:
     return path
 
 
+def test_a_reader_that_has_had_enough_is_no_error(model_file: Path) -> None:
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "qarvd", "inspect", str(model_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert shown.stdout and shown.stderr
+    shown.stdout.close()
+    assert shown.stderr.read() == b"" and shown.wait() == 1
+
+
 def test_debug_shows_the_traceback(model_file: Path) -> None:
     with pytest.raises(CheckpointError):
         main(["inspect", str(truncated(model_file)), "--debug"])
@@ -99,7 +112,10 @@ def test_a_model_is_quantized_inspected_compared_and_streamed(
     small = tmp_path / "small.safetensors"
     assert "ffn.2" in run("quantize", model_file, "--recipe", recipe, "--out", small)
     assert small.stat().st_size < model_file.stat().st_size
-    assert f"qarvd_{recipe}" in run("inspect", small) and "self-forcing" in run("inspect", model_file)
+    bits = weight_bits(load(small).tree)
+    told = run("inspect", small)
+    assert f"qarvd_{recipe}" in told and f" linears of {bits:.2f} bits a weight" in told
+    assert bits > RECIPES[recipe].weight_bits and "self-forcing" in run("inspect", model_file)
     for more in ((), ("--target", "6 bits", "--prompts", prompts)):
         assert "already quantized" in refused("quantize", small, *more, "--out", tmp_path / "twice.safetensors")
 
@@ -130,7 +146,9 @@ def test_two_clips_compare_by_chunk(run: Run, refused: Run, arguments: list[obje
         assert [line.split()[0] for line in same[1:]] == ["0-2", "3-5", "all"]
         assert all(line.endswith("inf") for line in same[1:]) and not any(line.endswith("inf") for line in other[1:])
     assert "not of one kind" in refused("compare", tmp_path / "0.mp4", tmp_path / "text.safetensors")
-    assert "only like clips" in refused("compare", tmp_path / "0.mp4", tmp_path / "0.safetensors")
+    assert "not of one kind: a video and latents" in refused("compare", tmp_path / "0.mp4", tmp_path / "0.safetensors")
+    run(*arguments, "--chunks", 1, "--out", tmp_path / "short.mp4")
+    assert "only like clips" in refused("compare", tmp_path / "0.mp4", tmp_path / "short.mp4")
     save_file({"latents": torch.zeros(3)}, tmp_path / "flat.safetensors")
     assert "five axes" in refused("compare", tmp_path / "flat.safetensors", tmp_path / "0.safetensors")
     (tmp_path / "1.mp4").write_bytes(b"no video")

@@ -3,8 +3,10 @@
 import re
 from dataclasses import replace
 from itertools import count
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,10 @@ from qarvd.jobs import pace
 from qarvd.jobs.calibrate import calibrate
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
+from qarvd.quantize.rounding.task import ENOUGH
 from qarvd.recipe import RECIPES
 
-from .commands import CLIP, PROMPTS, Run, texts
+from .commands import CLIP, PROMPTS, TEXT_DIM, Run, texts
 from .conftest import CONFIG, tiny_model
 
 
@@ -41,6 +44,45 @@ def test_statistics_and_their_prompts_give_the_same_linears(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert load(by_stats).notes == load(by_prompts).notes
     assert not list(tmp_path.glob("*.work"))
+
+
+def test_statistics_are_inspected_and_not_taken_for_a_model(
+    run: Run, refused: Run, model_file: Path, prompts: Path, text: Path, tmp_path: Path
+) -> None:
+    stats = tmp_path / "stats.safetensors"
+    made = run("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", stats)
+    told = run("inspect", stats)
+    assert "family self-forcing" in told and f"{PROMPTS} prompts, 6 latent frames of 4x6" in told
+    assert "with 4-bit weights" in told and made[made.index("chunk  weight") : made.index("wrote")] in told
+    for command in (
+        ("quantize", stats, "--out", tmp_path / "a.safetensors"),
+        ("stream", stats, "--prompt", text, "--out", tmp_path / "a.mp4"),
+        *(("report", stats, stats, "--out", tmp_path / "a.html"), ("compare", stats, model_file)),
+    ):
+        assert "These are calibration statistics, not a model" in refused(*command)
+
+
+@pytest.mark.parametrize(("number", "few"), [(ENOUGH - 1, True), (ENOUGH, False)])
+def test_few_prompts_are_told_by_whatever_calibrates(
+    run: Run, model_file: Path, tmp_path: Path, number: int, few: bool
+) -> None:
+    prompts, stats, out = (tmp_path / f"{name}.safetensors" for name in ("prompts", "stats", "out"))
+    texts(prompts, number, 3, TEXT_DIM)
+    for said in (
+        run("calibrate", model_file, "--prompts", prompts, *CLIP, "--chunks", 1, "--out", stats),
+        run("quantize", model_file, "--stats", stats, "--out", out),
+    ):
+        assert (f"Calibrated on {number} prompts; {ENOUGH} or more make a better model." in said) == few
+
+
+def test_a_target_tells_the_bits_that_came_of_it(run: Run, model_file: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    options = ("--recipe", "w4a8", "--prompts", prompts, *CLIP, "--target", "7 bits")
+    told = re.search(r"\n(\d+\.\d\d) bits a weight; .* add up to ", run("quantize", model_file, *options, "--out", out))
+    notes: Any = load(out).notes
+    linears = notes["layers"].values()
+    stored = 8 * sum(layer["nbytes"] for layer in linears) / sum(prod(layer["shape"]) for layer in linears)
+    assert told and float(told[1]) == pytest.approx(stored, abs=0.006) and 5 < stored <= 7
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "quantize"])
@@ -141,7 +183,7 @@ def test_statistics_that_do_not_fit_are_refused_and_leave_nothing(
     assert "another model" in refused("quantize", tmp_path / "other.safetensors", "--stats", stats, "--out", out)
     save(replace(tiny_model(), preset_name="longlive"), tmp_path / "family.safetensors")
     said = refused("quantize", tmp_path / "family.safetensors", "--stats", stats, "--out", out)
-    assert "preset self-forcing" in said
+    assert "those of another family, self-forcing; calibrate this model as longlive" in said
     assert "no calibration statistics" in refused("quantize", model_file, "--stats", model_file, "--out", out)
     assert "There is no file" in refused("quantize", model_file, "--stats", tmp_path / "no", "--out", out)
     stats.write_bytes(stats.read_bytes()[:-9])
@@ -220,8 +262,10 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
         patch.setattr(calibrate_verb, "__version__", "0.0.0")
         assert "is of another run: qarvd differ" in refused(*command, "--resume")
     assert "recipe, verb differ" in refused("quantize", *command[1:], "--recipe", "w8a8", "--resume")
-    run(*command, "--resume")
+    assert f"Going on with what is in {work}." in run(*command, "--resume")
     assert out.is_file() and not work.exists()
+    assert "Nothing is there to go on with" in run(*command, "--resume")
+    assert "to go on with" not in run(*command)
 
 
 def stopped(*arguments: object) -> None:

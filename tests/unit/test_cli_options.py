@@ -52,7 +52,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--stream-chunks", "1"),
         "streams of 1 chunks, but calibration clips have 2",
     ),
-    "stream of nothing": (("--stream-chunks", "0"), "streams of 0 chunks; 1 to 100,000 were expected"),
+    "stream of nothing": (("--stream-chunks", "0"), "streams (--stream-chunks) of 0 chunks; 1 to 100,000"),
     "stream without data": (("--stream-chunks", "9", "--data-free"), "--stream-chunks need it"),
     "two ways to say one thing": (("--single-scale", "--outliers", "search"), "--single-scale and --outliers search"),
     "chunks without end": (("--chunks", "99999999999"), "--chunks 99999999999 makes 299,999,999,997 latent frames"),
@@ -85,12 +85,15 @@ def test_an_option_that_another_makes_useless_is_refused_with_both_names(
     assert f"{option[0]} needs calibration on prompts; give --prompts or --stats" in said()
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "quantize"])
 @pytest.mark.usefixtures("no_work")
-def test_the_demo_has_a_size_of_its_own(refused: Run, out: Path, verb: str) -> None:
-    assert "--size is for real checkpoints; the demo model's latents are 8x8" in refused(
-        verb, "demo", "--size", "60x104", "--out", out
-    )
+def test_the_demo_has_a_size_of_its_own(refused: Run, out: Path, tmp_path: Path) -> None:
+    sized = ("--size", "60x104", "--out")
+    for command in (
+        *(("calibrate", "demo", *sized, out), ("quantize", "demo", *sized, out)),
+        ("stream", "demo", "--prompt", "a 7 moving left", *sized, tmp_path / "clip.mp4"),
+        ("report", "demo", out, *sized, tmp_path / "page.html"),
+    ):
+        assert "--size is for real checkpoints; the demo model's latents are 8x8" in refused(*command)
 
 
 @pytest.mark.usefixtures("no_work")

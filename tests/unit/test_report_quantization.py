@@ -184,7 +184,7 @@ def test_column_norms_are_those_of_each_types_layer_with_most_above_the_threshol
 
 
 def test_errors_are_told_in_full_and_written_in_units_of_the_least_ones_power_of_ten() -> None:
-    by_layer, by_kind = error_figures(VARIANT)
+    by_layer, by_kind = error_figures([VARIANT])
     assert "blocks.1.ffn.0: relative squared error 0.04" in hovers(by_layer.svg)
     assert "relative squared error of the output, in 10\u207b\u00b3" in words(by_layer.svg)
     assert {"2.0", "4.0", "20", "40"} <= set(words(by_layer.svg))
@@ -192,9 +192,33 @@ def test_errors_are_told_in_full_and_written_in_units_of_the_least_ones_power_of
     assert hovers(by_kind.svg) == [f"attn.k: 2 {unit}", f"attn.v: 4 {unit}", f"ffn.0: 30 {unit}"]
 
 
+def test_errors_of_one_measure_share_a_unit_and_a_scale_so_that_files_compare() -> None:
+    coarse = {name: replace(layer, error=100 * layer.error) for name, layer in LAYERS.items()}
+    other = replace(VARIANT, name="w2", layers=coarse)
+    alone = replace(VARIANT, name="w3", measure="weight")
+    by_layer, coarser, by_weight, by_kind, coarser_kind, _ = error_figures([VARIANT, other, alone])
+    unit = "relative squared error of the output, in 10\u207b\u00b3"
+    assert all(unit in words(figure.svg) for figure in (by_layer, coarser, by_kind, coarser_kind))
+    told = "blocks.1.ffn.0: relative squared error 0.04"
+    assert (shade(by_layer.svg, told) or 1) < 0.7 < (shade(by_weight.svg, told) or 0)
+
+    def length(svg: str, kind: str) -> float:
+        (bar,) = (g[2] for g in parse(svg).iter(f"{SVG}g") if (g[0].text or "").startswith(f"{kind}:"))
+        return float(bar.get("width", ""))
+
+    assert 100 * length(by_kind.svg, "ffn.0") == pytest.approx(length(coarser_kind.svg, "ffn.0"), rel=0.05)
+
+
+def test_the_mean_of_a_layer_type_is_over_the_blocks_alone() -> None:
+    outside = replace(VARIANT, layers={**LAYERS, "text.0": Layer(0, 0.5)})
+    by_layer, by_kind = error_figures([outside])
+    assert "text.0: relative squared error 0.5" in hovers(by_layer.svg)
+    assert not any(told.startswith("text.0") for told in hovers(by_kind.svg))
+
+
 def test_a_variant_that_keeps_all_layers_has_no_errors_to_draw() -> None:
     kept = replace(VARIANT, layers=dict.fromkeys(LAYERS, Layer(0, 0.0, kept=True)))
-    for figure in error_figures(kept):
+    for figure in error_figures([kept]):
         parse(figure.svg)
 
 
@@ -271,7 +295,7 @@ def test_names_are_text_and_never_markup() -> None:
     layers = {name.replace("attn", HOSTILE): layer for name, layer in LAYERS.items()}
     inputs = [replace(group, layers=tuple(n.replace("attn", HOSTILE) for n in group.layers)) for group in INPUTS]
     variant = Variant(HOSTILE, layers, HOSTILE, SENSITIVITY)
-    figures = [outlier_figure(inputs, variant), norms_figure(inputs, [variant]), *error_figures(variant)]
+    figures = [outlier_figure(inputs, variant), norms_figure(inputs, [variant]), *error_figures([variant])]
     chapter = Chapter(HOSTILE, HOSTILE, [*figures, Table(HOSTILE, layer_rows(inputs, [variant]), folded=True)])
     assert "<script" not in render_page("title", "", chapters=[chapter])
     assert all(HOSTILE in "".join(parse(figure.svg).itertext()) for figure in figures if "norms" not in figure.title)
