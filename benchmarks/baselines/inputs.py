@@ -48,7 +48,13 @@ def collect(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: _samples(parts, setting, len(text)) for name, parts in seen.items()}
+    found: dict[tuple[int, ...], Samples] = {}
+    same = {name: tuple(part.data_ptr() for part in parts) for name, parts in seen.items()}  # q, k and v read one input
+    for name, place in same.items():
+        parts = seen.pop(name)
+        if place not in found:
+            found[place] = _samples(parts, setting, len(text))
+    return {name: found[place] for name, place in same.items()}
 
 
 def _samples(parts: list[Tensor], setting: Setting, prompts: int) -> Samples:

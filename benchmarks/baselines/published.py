@@ -180,7 +180,7 @@ def quantize(
 ) -> int:
     """Quantize linears `names` of the tree in place; returns the bytes that they would take.
 
-    `collect(tree)` gives the inputs of every linear, on calibration prompts.
+    `collect(tree)` gives the inputs of every linear, on calibration prompts; they are let go one by one.
     """
     full = collect(tree)
     weights = torch.tensor(list(chunk_weights))
@@ -191,14 +191,18 @@ def quantize(
         found = full[name]
         layers[name] = Layer(linear.weight, linear.bias, split, found.x, found.x, weights[found.chunk])
         tree.set_submodule(name, FakeLinear(nearest(layers[name], bits), linear.bias, lambda x: x))
-    ranged = collect(tree) if static else full
-    for name, layer in layers.items():
-        layer = Layer(layer.weight, layer.bias, layer.split, layer.samples, ranged[name].x, layer.chunk_weights)
+    ranged = collect(tree) if static else dict(full)
+    full.clear()
+    stored = 0
+    for name in names:
+        layer = layers.pop(name)
+        layer = Layer(layer.weight, layer.bias, layer.split, layer.samples, ranged.pop(name).x, layer.chunk_weights)
         found = layer.static() if static else None
         if "cross_attn.k" in name or "cross_attn.v" in name or "text_embedding" in name:
             weight, rounded = nearest(layer, bits), dynamic(layer.split) if found is None else found
         else:
             weight, rounded = adaround(layer, bits, found, iterations)
         tree.set_submodule(name, FakeLinear(weight, layer.bias, rounded))
+        stored += stored_bytes(layer.weight, bits, layer.split.n_outlier)
         on_layer(name)
-    return sum(stored_bytes(layer.weight, bits, layer.split.n_outlier) for layer in layers.values())
+    return stored

@@ -75,7 +75,7 @@ def test_published_ranges_are_those_of_the_rounded_model_and_samples_weigh_as_th
 
     def collected(tree: Any) -> dict[str, Samples]:
         given.append(inputs(tree))
-        return given[-1]
+        return dict(given[-1])
 
     def learning(layer: published.Layer, *rest: Any) -> Any:
         learned.append(layer)
