@@ -1,7 +1,7 @@
 """What calibrating and quantizing Wan2.1-1.3B costs: counted from its shapes, and one block's memory measured here.
 
 The count: floating-point operations, minutes on an RTX 3090 by the rates below, and what each stage holds at its peak,
-beside what torch itself takes; by default for as many prompts as fit into the time that `quantize` takes by default.
+beside what torch itself takes; by default for as many prompts as `quantize` takes in its default time.
 The measurement: one block of that model with random weights, calibrated on a short clip on this machine; what the
 process held at its peak beyond the block and its two caches (the full model's and the quantized one's). `--smoke`
 measures a small block instead.
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from itertools import count, takewhile
 
 import torch
 
-from qarvd.calibrate.calls import BATCHES, FOLLOWED
+from qarvd.calibrate.calls import BATCHES, FOLLOWED, generated
 from qarvd.calibrate.calls import CHUNKS as FIRST
 from qarvd.calibrate.collect import TOKENS
 from qarvd.calibrate.reach import REACHES
@@ -24,7 +23,7 @@ from qarvd.calibrate.stats import WIDE
 from qarvd.cli.calibrate import DEFAULTS
 from qarvd.demo.pace import peak_memory
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
-from qarvd.jobs.pace import MINUTES
+from qarvd.jobs.pace import CHOOSING, FITTING, MINUTES, Clock, Rest
 from qarvd.jobs.quantize import ON_CARD
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
@@ -133,10 +132,20 @@ def weights_of(config: WanConfig) -> int:
     return config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
 
 
-def prompts_in(limit: float, measured: int, reach: str) -> int:
-    """The most prompts that fit into `limit` minutes on an RTX 3090."""
-    fits = takewhile(lambda n: whole_minutes(n, measured, reach) <= limit, count(1))
-    return max(fits, default=0)
+def prompts_in(limit: float, measured: int, reach: str, rest: Rest = FITTING, card: Card = Card()) -> int:  # noqa: B008
+    """How many prompts `calibrate` takes in `limit` minutes on `card`: all its clock knows is the pace of chunks."""
+    clock, far = Clock(None), REACHES[reach](CHUNKS)
+    effects = sum(clip_work(WAN, k, k + chunks) for k, chunks in enumerate(far))
+    later = BATCHES * generated(Setting(WAN, PRESETS["self-forcing"], SIZE, CHUNKS * CHUNK_FRAMES))
+    prompts = 0
+    while True:
+        measuring = prompts < measured
+        due = CHUNKS + measuring * sum(far)
+        if prompts and clock.in_all(due + later, prompts + 1, CHUNKS, rest) > limit:
+            return prompts
+        clock.earlier += (clip_work(WAN) + measuring * effects) / card.half
+        clock.generated += due
+        prompts += 1
 
 
 def whole_minutes(prompts: int, measured: int, reach: str) -> float:
@@ -145,10 +154,11 @@ def whole_minutes(prompts: int, measured: int, reach: str) -> float:
     return float(str(whole["minutes"]))
 
 
-def peaks(config: WanConfig) -> list[dict[str, object]]:
+def peaks(config: WanConfig, prompts: int) -> list[dict[str, object]]:
     """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums.
 
-    Blocks that are not walked through lie in the host's memory.
+    Blocks that are not walked through lie in the host's memory, and so do the texts of all prompts, once their
+    embedding is fitted.
     """
     linears = weights_of(config)
     full, quantized = 2 * linears, linears / 2
@@ -157,11 +167,13 @@ def peaks(config: WanConfig) -> list[dict[str, object]]:
     call = 2 * tokens * (2 * config.ffn_dim + 4 * config.dim)
     followed = FIRST + FOLLOWED - 1
     block, gram = full / config.num_layers, 4 * config.ffn_dim**2
+    texts = 2 * prompts * config.text_len * (config.text_dim + 2 * config.dim)
     gradients = 2 * tokens * config.dim * config.num_layers + 6 * call
     stages = [
         ("record and measure chunks", full + quantized, CHUNKS * cache, call),
         ("measure calls", full + quantized, followed * cache, call),
         ("choose bits for a target", full + 1.5 * linears, CHUNKS * cache, gradients),
+        ("fit the text embedding", 2 * config.dim * (config.text_dim + config.dim), 0, texts + 32 * config.text_dim**2),
         # While sums are taken, two of them and what is added; while a linear is fitted, its two sums and six like them.
         ("walk and fit", 2 * block, 2 * CHUNKS * cache / config.num_layers, max(2 * call + 4 * gram, 8 * gram)),
     ]
@@ -202,15 +214,19 @@ def measure(config: WanConfig, size: tuple[int, int], frames: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, help=f"as many as fit into {MINUTES:g} minutes where it is not given")
+    parser.add_argument(
+        "--prompts", type=int, help=f"as many as are taken in {MINUTES:g} minutes where it is not given"
+    )
     parser.add_argument("--measured", type=int, default=MEASURED_IN_TIME, help="prompts on which chunks are measured")
     parser.add_argument("--reach", choices=REACHES, default=DEFAULTS["reach"])
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     prompts = args.prompts or prompts_in(MINUTES, args.measured, args.reach)
+    targeted = prompts_in(MINUTES, args.measured, args.reach, FITTING + CHOOSING)
+    print(f"In {MINUTES:g} minutes that choose bits for a --target, too, {targeted} prompts are taken.")
     print(f"{prompts} prompts of {CHUNKS} chunks at {SIZE[0]}x{SIZE[1]} latents; an RTX 3090 at {Card()}")
     print(text_table(minutes(WAN, Card(), prompts, min(prompts, args.measured), args.reach)))
-    print(text_table(peaks(WAN)))
+    print(text_table(peaks(WAN, prompts)))
     small = WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=1, text_dim=16, text_len=4, freq_dim=32)
     one = WanConfig(**{**vars(WAN), "num_layers": 1})
     print("One block, measured here:")

@@ -86,16 +86,17 @@ def collect(
     reach: Sequence[int] | None = None,
     recall: Callable[[int], Batch | None] = lambda first: None,
     keep: Callable[[int, Batch], object] = lambda first, batch: None,
-    enough: Callable[[int], bool] = lambda prompts: False,
+    enough: Callable[[int, int], bool] = lambda prompts, due: False,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[list[Rollout], Tensor]:
     """Roll out all prompts `embeddings` [prompts, tokens, text_dim], one clip each, in batches.
 
     While fewer than `most_measured` prompts were measured, and the intervals of the chunks' weights are wider than
     20 %, each chunk's effect is measured too, with the tree `quantized` (None: never), as far as `reach` (None: to the
-    end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts)` may end the work early, but
-    not before the first batch. Raises CheckpointError, naming the layer, where a roll-out becomes NaN or infinite.
-    `on_chunk(done, total)` counts batches' chunks; the total is a guess that falls where measuring ends early.
+    end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts, due)` may end the work early,
+    but not before the first batch, when the next one, of `due` chunks, would join `prompts`. Raises CheckpointError,
+    naming the layer, where a roll-out becomes NaN or infinite. `on_chunk(done, total)` counts batches' chunks; the
+    total is a guess that falls where measuring ends early.
     Returns the roll-outs and the errors [measured, chunks, chunks].
     """
     if not len(embeddings):
@@ -108,10 +109,10 @@ def collect(
     whole, done = chunks + sum(reach), 0  # chunks of a measured batch; of one that is only recorded: chunks
     starts = range(0, len(embeddings), at_once)
     for number, first in enumerate(starts):
-        if first and enough(first):
-            break
         measuring = quantized is not None and len(errors) < most_measured
         measuring = measuring and not converged(errors, setting.chunk_sizes, reach)
+        if first and enough(first, whole if measuring else chunks):
+            break
         measured_later = -(-(most_measured - len(errors)) // at_once) if measuring else 0
         total = done + chunks * (len(starts) - number)
         total += (whole - chunks) * min(measured_later, len(starts) - number)
@@ -148,6 +149,7 @@ def roll_out_batch(
     on_chunk: Callable[[], object],
 ) -> Batch:
     """Roll out a few prompts. Raises CheckpointError, naming the layer, where that ends in NaN or infinity."""
+    embeddings = embeddings.to(full.patch_embedding.weight)
     batch = Batch(*roll_out(setting, full, embeddings, seeds, quantized, reach, on_chunk))
     if not batch.finite:
         trees = [full] if quantized is None else [full, quantized]

@@ -143,4 +143,4 @@ def roll_out(
         for k, branch in enumerate(branches):
             for j, latents in enumerate(branch, start=k):
                 errors[:, k, j] = (latents.double() - clean[j].double()).square().flatten(1).mean(1).cpu()
-    return Rollout(embeddings, tuple(calls)), errors
+    return Rollout(embeddings.cpu(), tuple(calls)), errors

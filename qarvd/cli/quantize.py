@@ -77,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
         bits = 8 * sum(report.nbytes for report in reports) / sum(prod(report.shape) for report in reports)
         print(
             f"{bits:.2f} bits a weight; squared errors of the predictions, weighted as their chunks and calls matter, "
-            f"add up to {budget['error']:.4g}, where no choice of this size has less than "
-            f"{budget['least_possible_error']:.4g}"
+            f"add up to {budget['error']:.4g}, the least that this size allows"
         )
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 

@@ -72,26 +72,26 @@ def calibrate(
     rounded = recipe.without_data()
     nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls, rounded)
     quantized: Any = None
-    if recipe.frame_weights and chunks > 1:
+    chunks_matter, calls_matter = recipe.frame_weights and chunks > 1, recipe.call_weights
+    if chunks_matter or calls_matter:
         quantized = copy.deepcopy(model.tree)
         quantize_tree(quantized, model.config.num_layers, rounded)
-    texts = embeddings.to(model.tree.patch_embedding.weight)
+    texts = embeddings.to("cpu", model.tree.patch_embedding.weight.dtype)  # a batch at a time goes to the device
     at_once = batch_prompts(setting)
-    wanted = quantized is not None and recipe.call_weights
 
     def followed(prompts: int) -> tuple[Tensor, ...]:
         """Batches of the first `prompts` on which calls are measured."""
         most = min(calls.PROMPTS, calls.BATCHES * at_once, prompts)
-        return texts[:most].split(at_once) if wanted and most else ()
+        return texts[:most].split(at_once) if calls_matter and most else ()
 
     later = calls.generated(setting) * len(followed(len(texts)))
     clock = Clock(work)
     stop = None if work is None else work.note("prompts")
 
-    def enough(prompts: int) -> bool:
+    def enough(prompts: int, due: int) -> bool:
         nonlocal stop
         finished = work is not None and work.has_batch(prompts)
-        late = minutes is not None and clock.in_all(prompts // at_once, chunks, later, rest) > minutes
+        late = minutes is not None and clock.in_all(due + later, prompts // at_once + 1, chunks, rest) > minutes
         if stop is None and late and not finished:
             stop = max(prompts, LEAST_PROMPTS)
             if work is not None:
@@ -110,7 +110,7 @@ def calibrate(
     rollouts, errors = collect(
         setting,
         model.tree,
-        quantized,
+        quantized if chunks_matter else None,
         texts,
         seed,
         most_measured or (MEASURED if minutes is None else MEASURED_IN_TIME),
@@ -148,7 +148,8 @@ def measure_calls(
     Raises CheckpointError, naming the layer, where that is not finite.
     """
     parts = []
-    for texts in batches:
+    for batch in batches:
+        texts = batch.to(full.patch_embedding.weight)
         seeds = range(seed, seed + len(texts))
         errors = calls.call_errors(setting, full, quantized, texts, seeds, on_chunk)
         if not torch.isfinite(errors).all():

@@ -27,7 +27,7 @@ class Rest:
 
 
 NO_REST = Rest()
-FITTING = Rest(per_batch=1.2, fixed=15.0)
+FITTING = Rest(per_batch=1.0, fixed=15.0)
 """Walking two states of half of the calls through the blocks; sums and rounding (benchmarks/cost.py). States that the
 card cannot hold take longer."""
 CHOOSING = Rest(per_batch=1.0, fixed=7.0)
@@ -58,12 +58,12 @@ class Clock:
         if self.work is not None:
             self.work.update(SPENT, (self.seconds, self.chunks))
 
-    def in_all(self, batches: int, clip: int, later: int, rest: Rest) -> float:
-        """Minutes of the whole job if one more batch joins `batches`; 0 where nothing is known yet.
+    def in_all(self, due: int, batches: int, clip: int, rest: Rest) -> float:
+        """Minutes of the whole job if `due` more chunks are generated for `batches` in all; 0 where nothing is known.
 
-        `clip` chunks make a clip; `later` are generated for the effects of calls.
+        `clip` chunks make a clip.
         """
         if not self.chunks:
             return 0.0
-        due = self.chunks * (batches + 1) / batches + later + clip * (rest.per_batch * (batches + 1) + rest.fixed)
-        return self.seconds / self.chunks * due / 60
+        whole = self.chunks + due + clip * (rest.per_batch * batches + rest.fixed)
+        return self.seconds / self.chunks * whole / 60

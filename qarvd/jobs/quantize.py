@@ -72,7 +72,7 @@ def quantize(
                 choice = choose_bits(model, setting, calibration.rollouts, table, recipe, lambda: on_call(MEASURING))
                 keep_choice(choice, work)
             found = choice.allocation
-            notes["budget"] = {"bytes": found.nbytes, "error": found.error, "least_possible_error": found.bound}
+            notes["budget"] = {"bytes": found.nbytes, "error": found.error}
         rollouts, fitted = (calibration.rollouts, table) if all_calls else sample_calls(calibration.rollouts, table)
         with room_for(state_bytes(rollouts, model), model.tree.patch_embedding.weight.device, work) as spill:
             reports = quantize_blockwise(
@@ -157,7 +157,7 @@ def keep_choice(choice: Choice, work: Work | None) -> None:
     found = choice.allocation
     if work is not None:
         groups = [(names, bits, choice.effects.get(names)) for names, bits in found.bits.items()]
-        work.note(CHOICE, {"groups": groups, "nbytes": found.nbytes, "error": found.error, "bound": found.bound})
+        work.note(CHOICE, {"groups": groups, "nbytes": found.nbytes, "error": found.error})
 
 
 @contextmanager

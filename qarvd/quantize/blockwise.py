@@ -28,6 +28,8 @@ from .model import LayerReport, check_recipe, linear_groups, linear_of, quantize
 
 Results = list[tuple[QuantizedLinear | None, LayerReport]]
 """What became of linears that share an input."""
+TextPair = tuple[Tensor, Tensor]
+"""Keys and values of a text in one block's cross-attention."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class _Track:
 
     rollout: Rollout
     text: tuple[Tensor, Tensor]
-    """[batch, text_len, dim]."""
+    """[batch, text_len, dim], on the CPU, as it stays for all blocks."""
     x: list[tuple[Tensor, Tensor]]
     """For each call, residual streams [batch, frames, tokens, dim], on the CPU or on disk."""
     mixed: list[Tensor]
@@ -153,7 +155,7 @@ class _Walk:
         hidden = [(activation(first(x)), activation(self.tree.text_embedding[0](x))) for x in padded]
         self.settle(("text_embedding.2",), [second], tokens, collect(hidden))
         return [
-            _Track(rollout, (second(full), self.tree.text_embedding[2](quantized)), [], [])
+            _Track(rollout, (second(full).cpu(), self.tree.text_embedding[2](quantized).cpu()), [], [])
             for rollout, (full, quantized) in zip(rollouts, hidden, strict=True)
         ]
 
@@ -186,17 +188,14 @@ class _Walk:
 
         def gather_text(collector: Collector) -> None:
             for track in tracks:
-                self.add(collector, *track.text, 1.0)
+                full_text, text = (text.to(self.device) for text in track.text)
+                self.add(collector, full_text, text, 1.0)
 
         names = tuple(f"blocks.{index}.cross_attn.{x}" for x in "kv")
         tokens = sum(track.text[0].shape[:-1].numel() for track in tracks)
         self.settle(names, [full.cross_attn.k, full.cross_attn.v], tokens, gather_text)
-        texts = [
-            [text_pair(side, self.setting.config, text) for side, text in zip(sides, track.text, strict=True)]
-            for track in tracks
-        ]
         for which in range(3):
-            self.branch(index, which, sides, tracks, texts, leave=not (last and which == 2))
+            self.branch(index, which, sides, tracks, leave=not (last and which == 2))
         quantized.to("cpu")
 
     def branch(
@@ -205,30 +204,33 @@ class _Walk:
         which: int,
         sides: tuple[Any, Any],
         tracks: Sequence[_Track],
-        texts: Sequence[Sequence[tuple[Tensor, Tensor]]],
         leave: bool,
     ) -> None:
         """Quantize one residual branch and, where anything follows, add it to both states."""
         config = self.setting.config
 
-        def at(side: int, track: int, call: Call, attend: Any = None) -> Branch:
-            found = branches(sides[side], config, self.embedded(call), texts[track][side], attend)
-            return list(found)[which]
+        def texts(track: _Track) -> list[TextPair]:
+            """The text as either side's cross-attention reads it: of one roll-out at a time, as there may be many."""
+            return [text_pair(s, config, text.to(self.device)) for s, text in zip(sides, track.text, strict=True)]
+
+        def at(side: int, text: Sequence[TextPair], call: Call, attend: Any = None) -> Branch:
+            return list(branches(sides[side], config, self.embedded(call), text[side], attend))[which]
 
         def weight(call: Call) -> float:
             return self.weights[call.chunk][call.step]
 
         def gather(collector: Collector) -> None:
-            for t, track in enumerate(tracks):
+            for track in tracks:
+                text = texts(track)
                 for call, pair in zip(track.rollout.calls, track.x, strict=True):
-                    entered = [at(side, t, call).enter(x.to(self.device)) for side, x in enumerate(pair)]
+                    entered = [at(side, text, call).enter(x.to(self.device)) for side, x in enumerate(pair)]
                     self.add(collector, entered[0], entered[1], weight(call))
 
         def linears(side: int, names: Sequence[str]) -> list[Any]:
             return [sides[side].get_submodule(name) for name in names]
 
         tokens = sum(x[0].shape[:-1].numel() for track in tracks for x in track.x)
-        shape = at(0, 0, tracks[0].rollout.calls[0])
+        shape = at(0, texts(tracks[0]), tracks[0].rollout.calls[0])
         # A feed-forward's inside is several times as wide, and cheaper to compute again than to keep.
         kept = linears(0, [shape.out])[0].in_features == config.dim
         prefix = f"blocks.{index}."
@@ -239,14 +241,15 @@ class _Walk:
 
         def mix(collector: Collector | None) -> None:
             """Bring both states to the branch's last linear; the full one goes on through it."""
-            for t, track in enumerate(tracks):
+            for track in tracks:
+                text = texts(track)
                 caches = [self.setting.cache() for _ in sides]
                 for call, pair, room in zip(track.rollout.calls, track.x, track.mixed, strict=True):
                     frames, height, columns = call.latents.shape[2:]
                     found = []
                     for side, x in enumerate(pair):
                         caches[side].begin(call.start, frames, frame_tokens(config, height, columns))
-                        branch = at(side, t, call, lambda q, k, v, cache=caches[side]: cache.attend(0, q, k, v))
+                        branch = at(side, text, call, lambda q, k, v, cache=caches[side]: cache.attend(0, q, k, v))
                         x = x.to(self.device)
                         found.append(mixed(side, branch, x))
                         if side == 0 and leave:
@@ -268,8 +271,9 @@ class _Walk:
             mix(None)
         if not leave:
             return
-        for t, track in enumerate(tracks):
+        for track in tracks:
+            text = texts(track)
             for call, (_, x), room in zip(track.rollout.calls, track.x, track.mixed, strict=True):
-                branch, came = at(1, t, call), x.to(self.device)
+                branch, came = at(1, text, call), x.to(self.device)
                 inner = room.to(self.device) if kept else mixed(1, branch, came)
                 x.copy_(branch.leave(came, linears(1, [shape.out])[0](inner)))

@@ -1,18 +1,16 @@
 """Choose a bit-width for every group of linears so that the model meets a size at the least error.
 
-A multiple-choice knapsack. On the convex hull of each group's (bytes, error) options, upgrades are taken in order of
-error saved per byte; that is the optimum of the relaxed problem but for the last upgrade, so that the relaxed optimum
-bounds how far the choice can be from the best one.
+A multiple-choice knapsack, solved exactly: groups join one by one, and of all choices for those so far the ones remain
+that no other beats in both bytes and error.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ..errors import SettingError
 
@@ -38,12 +36,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Allocation(Generic[Key]):
-    """The bits of every group; no choice of that size has an error below `bound`."""
+    """The bits of every group, and what they take and cost together."""
 
     bits: Mapping[Key, int]
     nbytes: int
     error: float
-    bound: float
 
 
 def parse_target(text: str) -> Target:
@@ -56,49 +53,44 @@ def parse_target(text: str) -> Target:
 
 
 def allocate(options: Mapping[Key, Mapping[int, Option]], capacity: float) -> Allocation[Key]:
-    """Pick an option, by bits, for every group, of at most `capacity` bytes together and the least error found.
+    """Pick an option, by bits, for every group, of at most `capacity` bytes together and of the least error.
 
     Raises SettingError where not even the smallest options fit, and, naming the group, where an error is not finite.
     """
     for key, choices in options.items():
         if not all(isfinite(option.error) for option in choices.values()):
             raise SettingError(f"What {key} does to the prediction is not known: an error of it is NaN or infinite.")
-    hulls = {key: _hull(choices) for key, choices in options.items()}
-    bits = {key: hull[0] for key, hull in hulls.items()}
-    room = capacity - sum(options[key][b].nbytes for key, b in bits.items())
-    if room < 0:
-        raise SettingError(f"The smallest options take {capacity - room:.0f} bytes, and there are {capacity:.0f}.")
-    upgrades = [
-        (_slope(options[key][a], options[key][b]), key, a, b)
-        for key, hull in hulls.items()
-        for a, b in itertools.pairwise(hull)
-    ]
-    upgrades.sort(key=lambda upgrade: -upgrade[0])  # stable, and a group's own upgrades save less and less
-    bound, left = sum(options[key][b].error for key, b in bits.items()), room
-    for slope, key, a, b in upgrades:
-        cost = options[key][b].nbytes - options[key][a].nbytes
-        bound -= slope * min(cost, left)
-        left -= min(cost, left)
-        if bits[key] == a and cost <= room:
-            bits[key], room = b, room - cost
-    error = sum(options[key][b].error for key, b in bits.items())
-    nbytes = sum(options[key][b].nbytes for key, b in bits.items())
-    return Allocation(bits, nbytes, error, max(0.0, min(bound, error)))
+    later = sum(min(option.nbytes for option in choices.values()) for choices in options.values())
+    if later > capacity:
+        raise SettingError(f"The smallest options take {later:.0f} bytes, and there are {capacity:.0f}.")
+    front: list[_Start] = [_Start(0, 0.0)]
+    for choices in options.values():
+        later -= min(option.nbytes for option in choices.values())
+        longer = [
+            _Start(start.nbytes + option.nbytes, start.error + option.error, bits, start)
+            for start in front
+            for bits, option in choices.items()
+            if start.nbytes + option.nbytes + later <= capacity
+        ]
+        longer.sort(key=lambda start: (start.nbytes, start.error))
+        front = []
+        for start in longer:
+            if not front or start.error < front[-1].error:
+                front.append(start)
+    best = start = front[-1]
+    bits = []
+    while start.before is not None:
+        bits.append(start.bits)
+        start = start.before
+    return Allocation(dict(zip(options, reversed(bits), strict=True)), best.nbytes, best.error)
 
 
-def _hull(choices: Mapping[int, Option]) -> list[int]:
-    """Bits on the lower convex hull of (bytes, error), by ascending bytes; each saves less per byte than the last."""
-    hull: list[int] = []
-    for bits in sorted(choices, key=lambda b: (choices[b].nbytes, choices[b].error)):
-        new = choices[bits]
-        if hull and new.error >= choices[hull[-1]].error:
-            continue
-        while len(hull) > 1 and _slope(choices[hull[-2]], choices[hull[-1]]) <= _slope(choices[hull[-1]], new):
-            hull.pop()
-        hull.append(bits)
-    return hull
+class _Start(NamedTuple):
+    """A choice for the first groups; of those that no other one beats in both bytes and error, all are kept."""
 
-
-def _slope(a: Option, b: Option) -> float:
-    """Error saved per byte from a to b."""
-    return (a.error - b.error) / (b.nbytes - a.nbytes)
+    nbytes: int
+    error: float
+    bits: int = 0
+    """Of the last of these groups."""
+    before: _Start | None = None
+    """The choice for the groups before it."""

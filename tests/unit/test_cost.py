@@ -1,19 +1,22 @@
 """What docs/quality.md promises of Wan2.1-1.3B is what the count says."""
 
-from cost import WAN, peaks, prompts_in
+from cost import WAN, peaks, prompts_in, whole_minutes
 
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
-from qarvd.jobs.pace import MINUTES
+from qarvd.jobs.pace import CHOOSING, FITTING, MINUTES
 
 
 def test_fitting_holds_at_most_3_gb_beyond_one_block_and_its_caches() -> None:
-    stages = {str(row["stage"]): row for row in peaks(WAN)}
+    stages = {str(row["stage"]): row for row in peaks(WAN, 64)}
     assert 0 < float(str(stages["walk and fit"]["other, GB"])) <= 3
 
 
-def test_what_a_job_takes_by_default_is_half_an_hour_and_14_prompts() -> None:
-    assert MINUTES == 30 and prompts_in(MINUTES, MEASURED_IN_TIME, "short") == 14
+def test_the_clock_takes_as_many_prompts_as_the_count_says_fit_into_half_an_hour() -> None:
+    taken = prompts_in(MINUTES, MEASURED_IN_TIME, "short")
+    assert MINUTES == 30 and taken == 13
+    assert whole_minutes(taken, MEASURED_IN_TIME, "short") <= MINUTES < whole_minutes(15, MEASURED_IN_TIME, "short")
+    assert prompts_in(MINUTES, MEASURED_IN_TIME, "short", FITTING + CHOOSING) == 7
 
 
-def test_no_time_is_enough_for_no_prompt() -> None:
-    assert prompts_in(0, MEASURED_IN_TIME, "short") == 0
+def test_there_is_a_first_prompt_whatever_the_time() -> None:
+    assert prompts_in(0, MEASURED_IN_TIME, "short") == 1
