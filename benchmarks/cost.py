@@ -132,7 +132,7 @@ def weights_of(config: WanConfig) -> int:
     return config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
 
 
-def prompts_in(limit: float, measured: int, reach: str, rest: Rest = FITTING, card: Card = Card()) -> int:  # noqa: B008
+def prompts_in(limit: float, measured: int, reach: str, rest: Rest = FITTING, card: Card = Card()) -> int:
     """How many prompts `calibrate` takes in `limit` minutes on `card`: all its clock knows is the pace of chunks."""
     clock, far = Clock(None), REACHES[reach](CHUNKS)
     effects = sum(clip_work(WAN, k, k + chunks) for k, chunks in enumerate(far))

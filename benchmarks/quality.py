@@ -212,35 +212,43 @@ def main() -> None:
         smoke()
         return
     out = args.out or (UNTOUCHED if args.untouched else OUT)
-    stored = json.loads(out.read_text()) if out.exists() else {}
-    results, full = stored.get("runs", {}), stored.get("full", {})
     if args.table:
-        print(markdown(summarise(results, full)))
+        print(markdown(summarise(*stored(out))))
         return
+    wanted = [r for r in runs(args.calibration_seeds) if any(fnmatch.fnmatch(r.key(s), args.only) for s in r.sections)]
+    if not wanted:
+        parser.error(f"no run matches {args.only!r}; runs are called SECTION/MODEL/METHOD/SEED")
     held_out = split_prompts()[1]
     bench = Bench(held_out[PROMPTS:] if args.untouched else held_out[:PROMPTS], SEEDS, CHUNKS)
-    wanted = [r for r in runs(args.calibration_seeds) if fnmatch.fnmatch(r.key(r.sections[0]), args.only)]
     for run in tqdm(wanted, unit="run"):
-        keys = {section: run.key(section) for section in run.sections}
+        known, full = stored(out)
+        keys = [run.key(section) for section in run.sections]
         if args.time:
-            retime(bench, run, results)
-        elif keys.values() - results.keys():
+            found = retimed(bench, run, {key: known[key] for key in keys if key in known})
+        elif set(keys) - known.keys():
             if run.model not in full:
                 full[run.model] = bench.judge(bench.reference(run.model), run.model)
-            results |= {keys[section]: result for section, result in bench.run(run).items()}
-            tqdm.write(f"{keys[run.sections[0]]}: {np.mean(results[keys[run.sections[0]]]['mse']):.5f}", sys.stderr)
+            found: dict[str, dict[str, Any]] = {run.key(section): new for section, new in bench.run(run).items()}
+            tqdm.write(f"{keys[0]}: {np.mean(found[keys[0]]['mse']):.5f}", sys.stderr)
         else:
             continue
+        known, others = stored(out)  # again: another process may have added to it meanwhile
         with replacing(out) as temporary:
-            temporary.write_text(json.dumps(summarise(results, full), indent=0) + "\n")
+            temporary.write_text(json.dumps(summarise(known | found, others | full), indent=0) + "\n")
 
 
-def retime(bench: Bench, run: Run, results: dict[str, dict[str, Any]]) -> None:
-    """Build a run again, where it has results, and correct their seconds."""
-    if stored := [results[run.key(section)] for section in run.sections if run.key(section) in results]:
-        _, seconds = bench.build(run)
-        for result in stored:
-            result["seconds"] = rounded(seconds)
+def stored(out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The runs that a file holds, and what full precision does."""
+    found = json.loads(out.read_text()) if out.exists() else {}
+    return found.get("runs", {}), found.get("full", {})
+
+
+def retimed(bench: Bench, run: Run, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A run's known results with their seconds corrected, by building it again."""
+    if not known:
+        return {}
+    _, seconds = bench.build(run)
+    return {key: {**result, "seconds": rounded(seconds)} for key, result in known.items()}
 
 
 def smoke() -> None:

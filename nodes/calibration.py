@@ -29,6 +29,7 @@ from ..qarvd.wan.forward import pad_text
 from . import host
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
+from .say import say_once
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
 from .stage import check_device, latent_size
 from .store import kept_at, recalled
@@ -187,6 +188,7 @@ def measure(
             minutes=minutes or None,
             rest=FITTING,
             on_chunk=bar.at,
+            on_caveat=say_once,
         )
     work.finish(lambda temporary: save_calibration(calibration, temporary), path)
     return calibration

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .figures import compare
 
 MODELS = ("natural", "twin")
 PARTS = {
-    "without_compensation": "making up for the blocks before",
-    "without_dual_scale": "a second scale",
-    "random_outliers": "... for the channels that are found, not any",
-    "detected_outliers": "... as the search finds them, not the published detector",
-    "without_zero_points": "zero points",
-    "without_weights": "weights of chunks and calls",
-    "without_frame_weights": "... those of chunks",
-    "without_call_weights": "... those of calls",
-    "without_descent": "descent after GPTQ",
-    "without_bias_correction": "corrected biases",
+    "making up for the blocks before": ("ours", "without_compensation"),
+    "a second scale": ("ours", "without_dual_scale"),
+    "... for the channels that are found, not any": ("ours", "random_outliers"),
+    "... as the search finds them, not the published detector": ("ours", "detected_outliers"),
+    "zero points": ("ours", "without_zero_points"),
+    "weights of chunks and calls": ("ours", "without_weights"),
+    "... those of chunks, with those of calls": ("ours", "without_frame_weights"),
+    "... those of chunks, without those of calls": ("without_call_weights", "without_weights"),
+    "... those of calls": ("ours", "without_call_weights"),
+    "descent after GPTQ": ("ours", "without_descent"),
+    "corrected biases": ("ours", "without_bias_correction"),
 }
-"""What a method leaves out or does otherwise."""
+"""Methods with a part and without it, or with another in its place."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """A table of what parts of ours are worth, and tables of every section and model."""
-    parts = ["### parts of ours, w4a8", "", *worth(summary["w4a8"]), ""]
+    parts = ["### parts of ours, w4a8", "", *worth(summary["runs"]), ""]
     for section, rows in summary.items():
         for model in MODELS:
             its = [row for row in rows if row["model"] == model] if isinstance(rows, list) else []
@@ -32,13 +35,24 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def worth(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What each part of ours does to the typical error, in Markdown."""
-    lines = ["| part | natural: with it, typically | twin |", "|---|---|---|"]
-    found = {(row["method"], row["model"]): row.get("ours_against_it") for row in rows}
-    for method, part in PARTS.items():
-        ratios = [found.get((method, model)) for model in MODELS]
-        cells = [f"{r['typical']:.2f}x [{r['typical_low']:.2f}, {r['typical_high']:.2f}]" if r else "" for r in ratios]
+def worth(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What each part does to the typical error, in Markdown, by how many calibration seeds it was told."""
+    lines = ["| part | natural: with it, typically | n | twin | n |", "|---|---|---|---|---|"]
+
+    def errors(model: str, method: str) -> dict[int, Sequence[float]]:
+        prefix = f"w4a8/{model}/{method}/"
+        return {int(key[len(prefix) :]): run["mse"] for key, run in runs.items() if key.startswith(prefix)}
+
+    for part, methods in PARTS.items():
+        cells = []
+        for model in MODELS:
+            ours, others = (errors(model, method) for method in methods)
+            if seeds := len(ours.keys() & others.keys()):
+                found = compare(ours, others)
+                typical = f"{found['typical']:.2f}x [{found['typical_low']:.2f}, {found['typical_high']:.2f}]"
+                cells += [typical, str(seeds)]
+            else:
+                cells += ["", ""]
         if any(cells):
             lines.append(f"| {part} | {' | '.join(cells)} |")
     return lines

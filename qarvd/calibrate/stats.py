@@ -49,13 +49,13 @@ class LayerStats:
     def of(cls, x: Tensor, full: Tensor | None, weight: Tensor, generator: torch.Generator) -> LayerStats:
         """Statistics of tokens `x` [n, in] of weight `weight` [n], and `full` [n, in] (None: the same).
 
-        `generator`, on the CPU, picks the sample.
+        `generator`, on the CPU, picks the sample; parts that are going to be merged need one, or seeds of their own.
         """
         x = x.float()
         weighted = x * weight.float()[:, None]  # [n, in]
         drift = torch.zeros_like(x) if full is None else full.float() - x
         key = torch.rand(len(x), dtype=torch.float64, generator=generator)
-        kept = key.argsort()[:SAMPLES]
+        kept = key.argsort(stable=True)[:SAMPLES]
         at = kept.to(x.device)
         return cls(
             weight=float(weight.double().sum()),
@@ -77,7 +77,7 @@ class LayerStats:
 
     def _merged(self, other: LayerStats, gram: Tensor, cross: Tensor) -> LayerStats:
         keys = torch.cat([self.sample_key, other.sample_key])
-        kept = keys.argsort()[:SAMPLES]
+        kept = keys.argsort(stable=True)[:SAMPLES]
         at = kept.to(self.samples.device)
         return LayerStats(
             weight=self.weight + other.weight,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,6 +40,7 @@ from .common import (
     model_path,
     one_tensor,
     pick_device,
+    place,
     say,
     wanted_frames,
     work_folder,
@@ -117,7 +117,8 @@ def run(args: argparse.Namespace) -> None:
     calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, FITTING)
     work.finish(lambda path: save_calibration(calibration, path), args.out)
     advise(calibration)
-    print_weights(calibration)
+    if len(calibration.errors):
+        print_weights(calibration)
     print(f"wrote {args.out}: {counted(calibration.prompts, 'prompt')}")
 
 
@@ -248,6 +249,7 @@ def run_calibration(
             minutes=minutes or None,
             rest=rest,
             on_chunk=show,
+            on_caveat=say,
         )
     if found.prompts < len(texts):
         say(
@@ -257,12 +259,6 @@ def run_calibration(
     return found
 
 
-def place(model: Model, device: str) -> None:
-    """Move to `device`, in the dtype it computes in."""
-    target = pick_device(device)
-    model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
-
-
 def advise(calibration: Calibration) -> None:
     """Say so where few prompts were taken."""
     if calibration.prompts < ENOUGH:
@@ -270,7 +266,7 @@ def advise(calibration: Calibration) -> None:
 
 
 def print_weights(calibration: Calibration) -> None:
-    """Each chunk's weight and its interval as a table, and how sure they are."""
+    """Each measured chunk's weight and its interval as a table, and how sure they are."""
     chunk_frames = find_preset(calibration.preset_name).chunk_frames
     weights = calibration.weights([len(span) for span in spans(calibration.frames, chunk_frames)])
     chunks = len(weights.values)
@@ -283,7 +279,6 @@ def print_weights(calibration: Calibration) -> None:
             ]
         )
     )
-    if weights.prompts:
-        narrow = "narrow enough" if weights.spread <= WITHIN else f"more than {WITHIN:.0%}: more prompts would help"
-        reached = f"intervals reach at most {weights.spread:.0%} from their weights, {narrow}"
-        print(f"measured on {counted(weights.prompts, 'prompt')}; {reached}")
+    narrow = "narrow enough" if weights.spread <= WITHIN else f"more than {WITHIN:.0%}: more prompts would help"
+    reached = f"intervals reach at most {weights.spread:.0%} from their weights, {narrow}"
+    print(f"measured on {counted(weights.prompts, 'prompt')}; {reached}")

@@ -50,14 +50,19 @@ def model_path(name: str) -> Path:
     return MODEL if name == "demo" else Path(name)
 
 
-def ready(model: Model, device: str) -> None:
-    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), prepare, and voice caveats."""
+def place(model: Model, device: str) -> None:
+    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), and load its kernels."""
     target = pick_device(device)
     if target.type == "cuda":
         kernels = load_kernels(target, kernel_folder(), say)
         if isinstance(kernels, str):
             say(f"The CUDA kernels can't be used: {kernels}. Plain torch takes their place.")
     model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
+
+
+def ready(model: Model, device: str) -> None:
+    """Place on `device`, prepare, and voice caveats."""
+    place(model, device)
     caveats = {}
     for module in model.tree.modules():
         if isinstance(module, QuantizedLinear):

@@ -58,6 +58,9 @@ def describe(found: Calibration) -> None:
     height, width = found.size
     print(f"statistics  of a model of the family {found.preset_name}, checksum {found.model}")
     print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {height}x{width}")
-    if found.measured_as is not None:
+    if len(found.errors) and found.measured_as is not None:
         print(f"measured    with {found.measured_as.weight_bits}-bit weights")
-    print_weights(found)
+    if len(found.errors):
+        print_weights(found)
+    else:
+        print("measured    nothing: chunks weigh alike")

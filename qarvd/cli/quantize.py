@@ -23,8 +23,8 @@ from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
 from ..recipe import OUTLIERS, RECIPES, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
-from .calibrate import add_calibration, advise, filled, given, open_work, place, read_clips, run_calibration
-from .common import add_model, check_out, load_model, model_path, say
+from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration
+from .common import add_model, check_out, load_model, model_path, place, say
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
 OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
@@ -124,7 +124,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         check_statistics(calibration, model)
         check_stream(recipe, len(calibration.reach))
         measured = calibration.measured_as
-        if recipe.frame_weights and measured is not None and measured.weight_bits != recipe.weight_bits:
+        if len(calibration.errors) and recipe.frame_weights and measured and measured.weight_bits != recipe.weight_bits:
             say(f"Chunks were measured with {measured.weight_bits}-bit weights; their effects serve here, too.")
         work = open_work(args, model, recipe, {"stats": sha256(args.stats.read_bytes()).hexdigest()})
     else:

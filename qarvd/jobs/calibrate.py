@@ -19,6 +19,8 @@ from ..calibrate.rollout import Setting
 from ..calibrate.weights import LEAST_PROMPTS
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
+from ..ops.linear import QuantizedLinear
+from ..ops.weight_only import WEIGHT_ONLY
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
 from .pace import NO_REST, Clock, Rest
@@ -55,13 +57,14 @@ def calibrate(
     minutes: float | None = None,
     rest: Rest = NO_REST,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
+    on_caveat: Callable[[str], object] = lambda text: None,
 ) -> Calibration:
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
     Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts (MEASURED; or
     MEASURED_IN_TIME, where time is short), and only where the recipe wants frame weights; `reach` names how far each
     effect is followed. Of the prompts as many are taken as fit `minutes` with all that follows, `rest` included, at the
-    pace of those before, but at least LEAST_PROMPTS.
+    pace of those before, but at least LEAST_PROMPTS. `on_caveat` hears where effects are measured of weights alone.
     """
     setting = setting_of(model, size, frames)
     chunks = len(setting.spans)
@@ -76,6 +79,8 @@ def calibrate(
     if chunks_matter or calls_matter:
         quantized = copy.deepcopy(model.tree)
         quantize_tree(quantized, model.config.num_layers, rounded)
+        if any(isinstance(m, QuantizedLinear) and m.backend is WEIGHT_ONLY for m in quantized.modules()):
+            on_caveat("Activations cannot be quantized here: effects are measured of quantized weights alone.")
     texts = embeddings.to("cpu", model.tree.patch_embedding.weight.dtype)  # a batch at a time goes to the device
     at_once = batch_prompts(setting)
 

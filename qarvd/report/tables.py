@@ -42,11 +42,18 @@ def by_kind(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
             "outliers (mean)": sum(r.n_outlier for r in group) / len(group),
             "outliers (most)": max(r.n_outlier for r in group),
             "weight error": sum(r.relative_error for r in group) / len(group),
+            "output error": _mean([r.output_error for r in group]),
             "size": size_text(sum(r.nbytes for r in group)),
             "kept": group[0].kept,
         }
         for kind, group in kinds.items()
     ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def by_choice(reports: Sequence[LayerReport]) -> list[dict[str, object]]:

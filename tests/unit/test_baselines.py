@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,7 @@ from baselines.methods import METHODS, Case, random_split
 from baselines.rotation import rotation
 from baselines.smoothquant import smoothness
 from baselines.timing import Calibrations, timed
-from quality import MODELS, Bench, Run, retime, runs
+from quality import MODELS, Bench, Run, main, retimed, runs, stored
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.demo import experiment
@@ -92,10 +94,48 @@ def test_timing_again_changes_the_seconds_of_what_was_run_and_nothing_else() -> 
         def build(self, run: Run) -> tuple[tuple[None, int], float]:
             return (None, 0), 12.345
 
-    results: dict[str, Any] = {"w4a8/twin/ours/0": {"seconds": 99.0, "mse": [1.0]}}
-    for run in (Run(4, "twin", "ours", 0), Run(4, "twin", "gptq", 0)):
-        retime(Builds(), run, results)  # type: ignore[arg-type]
-    assert results == {"w4a8/twin/ours/0": {"seconds": 12.35, "mse": [1.0]}}
+    known: dict[str, Any] = {"w4a8/twin/ours/0": {"seconds": 99.0, "mse": [1.0]}}
+    run = Run(4, "twin", "ours", 0)
+    assert retimed(Builds(), run, known) == {"w4a8/twin/ours/0": {"seconds": 12.35, "mse": [1.0]}}  # type: ignore[arg-type]
+    assert retimed(Builds(), run, {}) == {}  # type: ignore[arg-type]
+
+
+JUDGED = ("mse", "mse_last", "digit", "motion")
+
+
+@pytest.fixture
+def quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[dict[str, Any], dict[str, Any]]]:
+    """The benchmark with runs that take no time, on a file of its own; gives what that holds in the end."""
+
+    def command(only: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        monkeypatch.setattr("sys.argv", ["quality.py", "--out", str(tmp_path / "quality.json"), "--only", only])
+        main()
+        return stored(tmp_path / "quality.json")
+
+    def run(bench: Bench, wanted: Run) -> dict[str, Any]:
+        if wanted.method == "rotation":
+            command("w4a8/natural/nearest/0")  # as another process would meanwhile
+        return {key: {"bytes": 1, "seconds": 1.0, **{key_0: [1.0, 2.0] for key_0 in JUDGED}} for key in wanted.sections}
+
+    monkeypatch.setattr(Bench, "run", run)
+    monkeypatch.setattr(Bench, "reference", lambda *_: None)
+    monkeypatch.setattr(Bench, "judge", lambda *_: {key: [1.0, 2.0] for key in JUDGED})
+    return command
+
+
+def test_runs_that_another_process_finishes_meanwhile_are_kept(quality: Any) -> None:
+    known, full = quality("w4a8/natural/rotation/0")
+    assert {key.split("/")[2] for key in known} == {"nearest", "rotation"} and list(full) == ["natural"]
+
+
+def test_a_run_is_found_by_any_of_its_sections_and_a_pattern_without_one_is_refused(
+    quality: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, _ = quality("w4a8_int8_cache/twin/gptq/2")
+    assert list(known) == ["w4a8/twin/gptq/2", "w4a8_int8_cache/twin/gptq/2"]
+    with pytest.raises(SystemExit):
+        quality("w2a2/*")
+    assert "no run matches 'w2a2/*'" in capsys.readouterr().err
 
 
 def test_every_method_is_run_on_both_models_and_the_calibrated_ones_again() -> None:

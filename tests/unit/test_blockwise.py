@@ -118,6 +118,24 @@ def test_weighting_a_chunk_lowers_its_error_at_the_cost_of_others(rollouts: list
     assert errors([100.0, 1.0, 1.0])[:2].mean() < errors([1.0, 1.0, 100.0])[:2].mean()
 
 
+def test_the_inputs_of_every_linear_weigh_as_their_calls(
+    rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def settled(names: Sequence[str], *rest: Any) -> Any:
+        seen[names[0]] = rest[-2].weight
+        return quantize_group(names, *rest)
+
+    monkeypatch.setattr(blockwise, "quantize_group", settled)
+    table = [[3.0 ** (k - i) for i in range(CALLS)] for k in range(len(EVEN))]
+    quantize_blockwise(tiny_model().tree, SETTING, rollouts, table, W4A8)
+    calls = [call for rollout in rollouts for call in rollout.calls]
+    due = sum(table[call.chunk][call.step] * call.latents[:, 0].numel() / 4 for call in calls)  # 4 latents a token
+    video = {n: w for n, w in seen.items() if n.startswith("blocks") and not n.endswith("cross_attn.k")}
+    assert len(video) == 6 * CONFIG.num_layers and all(w == pytest.approx(due) for w in video.values())
+
+
 def test_a_share_of_the_video_is_taken_and_all_of_the_text(
     rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:

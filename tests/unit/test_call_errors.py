@@ -79,6 +79,15 @@ def test_the_effect_of_a_call_is_that_of_a_run_with_it_alone_quantized(
         assert float(found[0, k, i]) == pytest.approx(float(due.mean()), rel=1e-3)
 
 
+def test_every_batch_meets_the_noise_of_its_own_clips(
+    shared_model: Model, quantized: nn.Module, embeddings: Tensor
+) -> None:
+    texts = torch.cat([embeddings, -embeddings])
+    apart = measure_calls(SETTING, shared_model.tree, quantized, texts.split(1), 7, lambda: None)
+    together = measure_calls(SETTING, shared_model.tree, quantized, [texts], 7, lambda: None)
+    torch.testing.assert_close(apart, together, rtol=0.05, atol=0)
+
+
 def test_a_call_that_overflows_names_the_layer(shared_model: Model, embeddings: Tensor) -> None:
     broken = tiny_model().tree
     broken.get_parameter("blocks.1.ffn.2.bias")[3] = torch.inf

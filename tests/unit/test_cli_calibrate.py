@@ -19,8 +19,10 @@ from qarvd.checkpoint.model import Model, load, save
 from qarvd.cli import main
 from qarvd.demo import prompts as demo_prompts
 from qarvd.errors import CheckpointError
+from qarvd.jobs import calibrate as calibrate_job
 from qarvd.jobs import pace
 from qarvd.jobs.calibrate import calibrate
+from qarvd.ops.cpu import CPU
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
 from qarvd.quantize.rounding.task import ENOUGH
@@ -60,6 +62,44 @@ def test_statistics_are_inspected_and_not_taken_for_a_model(
         *(("report", stats, stats, "--out", tmp_path / "a.html"), ("compare", stats, model_file)),
     ):
         assert "These are calibration statistics, not a model" in refused(*command)
+
+
+def test_where_nothing_was_measured_nothing_is_said_of_it(
+    run: Run, model_file: Path, prompts: Path, tmp_path: Path
+) -> None:
+    stats, out = tmp_path / "stats.safetensors", tmp_path / "a.safetensors"
+    made = run("calibrate", model_file, "--prompts", prompts, *CLIP, "--chunks", 1, "--out", stats)
+    told = run("inspect", stats)
+    assert "measured    nothing" in told
+    said = run("quantize", model_file, "--recipe", "w8a8", "--stats", stats, "--out", out)
+    assert not any("weight  95 %" in text or "4-bit" in text for text in (made, told, said))
+
+
+def test_effects_that_are_measured_of_weights_alone_are_said_to_be(
+    run: Run, model_file: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", tmp_path / "stats.safetensors")
+    caveat = "Activations cannot be quantized here"
+    assert caveat not in run(*command)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_job, "WEIGHT_ONLY", CPU)  # as on a card without kernels
+        assert run(*command).count(caveat) == 1
+
+
+def test_the_table_tells_output_errors_where_they_are_known(
+    run: Run, model_file: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.safetensors"
+
+    def rows(*options: object) -> dict[str, list[str]]:
+        lines = [line.split() for line in run("quantize", model_file, "--out", out, *options).splitlines()]
+        return {words[0]: words for words in lines if words}
+
+    found = rows("--prompts", prompts, *CLIP)
+    notes: Any = load(out).notes
+    errors = [notes["layers"][f"blocks.{i}.ffn.2"]["output_error"] for i in range(CONFIG.num_layers)]
+    assert float(found["ffn.2"][8]) == pytest.approx(sum(errors) / len(errors), rel=1e-3)
+    assert rows("--data-free")["ffn.2"][8] == "-"
 
 
 @pytest.mark.parametrize(("number", "few"), [(ENOUGH - 1, True), (ENOUGH, False)])

@@ -103,3 +103,14 @@ def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
         except KeyboardInterrupt:
             continue
         assert found == due
+
+
+def test_what_was_rolled_out_is_taken_up_even_when_time_is_up(
+    shared_model: Model, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "converged", lambda *_: False)
+    work = Work(tmp_path / "work", {}, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(shared_model, watch, 1000, work=work, kill=7.5 * MEASURED)
+    work.update(pace.SPENT, (1e6, 7 * MEASURED))
+    assert calibrated(shared_model, watch, 1000, work=Work(tmp_path / "work", {}, resume=True)).prompts == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from qarvd.errors import SettingError
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.grid import row_error
-from qarvd.quantize.rounding import ROUNDING, Task
+from qarvd.quantize.rounding import ROUNDING, Task, adaround
 
 CHANNELS, ROWS = 96, 24
 
@@ -49,6 +50,27 @@ def test_every_method_gives_a_weight_that_can_be_stored_and_is_no_worse_than_nea
     plain = ROUNDING["nearest"](replace(given, stats=None))
     mine, nearest = (row_error(w.dequantize() - target, hessian).sum() for w in (found, plain))
     assert mine <= nearest * 1.01
+
+
+def test_adarounds_loss_sums_over_the_tokens_of_a_sample_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = task("int4", False, 0)
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(adaround.TOKENS, CHANNELS, generator=generator)
+    given = replace(given, stats=LayerStats.of(sample, None, torch.ones(len(sample)), generator))
+    slopes = []
+
+    def learning(target: torch.Tensor, grid: object, n_outlier: int, gradient: Any) -> torch.Tensor:
+        value = (target + torch.randn(target.shape, generator=generator)).requires_grad_()
+        (sample @ (value - target).T).square().sum(0).mean().backward()
+        assert value.grad is not None
+        slopes.append((gradient(value.detach(), 0), value.grad))
+        raise StopIteration
+
+    monkeypatch.setattr(adaround, "learn", learning)
+    with pytest.raises(StopIteration):
+        ROUNDING["adaround"](given)
+    ((ours, due),) = slopes
+    assert (ours - due).norm() < 0.05 * due.norm()  # ours is damped
 
 
 @pytest.mark.parametrize("method", ROUNDING)
