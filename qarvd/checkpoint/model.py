@@ -71,7 +71,9 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     transformer = contents.json("config").get("transformer", {})
     ours = contents.json("qarvd")
     if STATISTICS in contents.metadata:
-        raise CheckpointError("These are calibration statistics, not a model; `quantize` takes them as --stats.")
+        raise CheckpointError(
+            "These are calibration statistics, not a model; `quantize` takes them as --stats, `inspect` tells of them."
+        )
     versions = ours.get("versions", {})
     if not isinstance(transformer, dict) or not isinstance(versions, dict):
         raise CheckpointError("The metadata should hold objects under transformer and versions; it is damaged.")

@@ -42,8 +42,8 @@ SHOWN = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("qarvd-demo"), help="the folder to write (qarvd-demo)")
-    parser.add_argument("--samples", type=int, default=64, help="clips per variant, at least 64")
-    parser.add_argument("--chunks", type=int, default=7, help="chunks per clip")
+    parser.add_argument("--samples", type=int, default=64, help="clips per variant, at least 64 (64)")
+    parser.add_argument("--chunks", type=int, default=7, help="chunks per clip (7)")
 
 
 def run(args: argparse.Namespace) -> None:

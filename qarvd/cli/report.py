@@ -171,6 +171,8 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
     if not weights.prompts:
         return None
     reach = read_reach(path, notes, len(weights.chunk_frames))
+    about: Any = notes.get("calibration") or {}
+    measured_as = about.get("measured_as") or {}
     return Sensitivity(
         weights.chunk_frames,
         weights.sensitivity,
@@ -181,6 +183,7 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
         weights.rate,
         weights.prompts,
         reach,
+        measured_as.get("weight_bits"),
     )
 
 

@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
     if latents:
         with replacing(args.latents) as temporary:
             save_file({"latents": torch.cat(latents, dim=2)}, temporary)
+        say(f"wrote {args.latents}")
     note = "" if demo else " (a small preview: decode the latents with Wan's VAE)"
     say(f"stopped after {video.frames} latent frames" if stopped else f"streamed {video.frames} latent frames")
     if video.frames:

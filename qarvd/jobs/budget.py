@@ -98,8 +98,8 @@ def _options(
 
     if capacity < least:
         raise SettingError(
-            f"{recipe.target} cannot be met: with the fewest bits everywhere it can take {said(least)}, outliers "
-            "included; ask for a larger size."
+            f"{recipe.target} cannot be promised: the fewest bits everywhere take up to {said(least)}, as up to half "
+            "of the channels may be outliers; ask for a larger size."
         )
     if capacity >= most:
         raise SettingError(

@@ -123,7 +123,7 @@ def quantize_group(
     `bits` 16 keeps them; `stats` are of so many `clips`.
     """
     weights = [linear.weight for linear in linears]
-    reason = "kept by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
+    reason = "given 16 bits by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
     if reason:
         return [
             (None, LayerReport(name, (len(w), w.shape[1]), 0, 16, 2 * w.numel(), 0.0, kept=reason))

@@ -9,6 +9,9 @@ from .charts import line_chart
 from .numerals import number_text
 from .page import Figure
 
+LEAST = 4
+"""Chunks from which on a floor and an exponential, three numbers, are a fit."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -28,6 +31,8 @@ class Sensitivity:
     prompts: int
     reach: Sequence[int] = ()
     """How many chunks each one's effect was followed for, itself included; nothing where that is not known."""
+    bits: int | None = None
+    """Of the weights that chunks were measured with, where that is known."""
 
     @property
     def filled_in(self) -> bool:
@@ -46,6 +51,11 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
     """The share of each chunk in the final error, and its effect on a frame it can affect."""
     ends = {"measured": list(zip(found.low, found.high, strict=True))}
     prompts = f"{found.prompts} {'prompt' if found.prompts == 1 else 'prompts'}"
+    if found.bits is not None:
+        prompts += f", measured with {found.bits}-bit weights"
+    rate = f"decays exponentially to a floor, at a rate of {number_text(found.rate)} per chunk."
+    if len(found.share) < LEAST:
+        rate = f"is fitted through so few chunks that it says nothing; {LEAST} or more are wanted."
     share = {"measured": found.share, "from the fitted decay": found.fitted_share}
     decay = {"measured": found.per_affected, "fitted decay": found.fitted}
     return [
@@ -56,8 +66,7 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
         ),
         Figure(
             f"Effect on each affected frame, {name}",
-            f"Error per frame from the chunk on, the first chunk's being 1. In the fit the effect on later frames "
-            f"decays exponentially to a floor, at a rate of {number_text(found.rate)} per chunk.",
+            f"Error per frame from the chunk on, the first chunk's being 1. The effect on later frames {rate}",
             line_chart(decay, "chunk", "effect per affected frame", True, 1, dashed=["fitted decay"]),
         ),
     ]

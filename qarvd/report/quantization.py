@@ -13,8 +13,13 @@ OUTSIDE = f"The column {DASH} holds layers outside the blocks."
 
 
 def chunks_chapter(variants: Sequence[Variant]) -> Chapter:
-    """How much each chunk matters to the final video, for each variant that was calibrated so."""
-    parts = [figure for v in variants if v.sensitivity for figure in sensitivity_figures(v.name, v.sensitivity)]
+    """How much each chunk matters to the final video, for each calibration, whatever variants it made."""
+    measured = [v for v in variants if v.sensitivity]
+    parts: list[Figure] = []
+    for variant in measured:
+        alike = [v.name for v in measured if v.sensitivity == variant.sensitivity]
+        if variant.sensitivity and variant.name == alike[0]:
+            parts += sensitivity_figures(", ".join(alike), variant.sensitivity)
     without = [v.name for v in variants if not v.sensitivity]
     text = "Each chunk in turn is quantized alone while the others run in full precision."
     if without:

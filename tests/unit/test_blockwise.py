@@ -102,7 +102,7 @@ def test_a_budgets_bits_are_taken_layer_by_layer(rollouts: list[Rollout]) -> Non
     bits = {"blocks.0.ffn.0": 8, "blocks.1.ffn.2": 16}
     reports = {report.name: report for report in quantized(rollouts, bits=bits)[1]}
     assert {name: reports[name].bits for name in bits} == bits
-    assert reports["blocks.1.ffn.0"].bits == 4 and reports["blocks.1.ffn.2"].kept == "kept by the bit budget"
+    assert reports["blocks.1.ffn.0"].bits == 4 and reports["blocks.1.ffn.2"].kept == "given 16 bits by the bit budget"
 
 
 def test_weighting_a_chunk_lowers_its_error_at_the_cost_of_others(rollouts: list[Rollout]) -> None:

@@ -32,7 +32,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "empty target": (("--target", ""), "neither a size"),
     "target 0": (("--target", "0MB"), "neither a size"),
     "negative target": (("--target", "-3 bits"), "neither a size"),
-    "target too small": (("--target", "1KB"), "1KB cannot be met"),
+    "target too small": (("--target", "1KB"), "1KB cannot be promised"),
     "target too small for the linears": (("--target", "180KB"), "ask for a larger size"),
     "target below 4 bits": (("--target", "3.9 bits"), "ask for a larger size"),
     "target of everything": (("--target", "16 bits"), "leaves every linear in 16 bits, which take 16.00 bits"),

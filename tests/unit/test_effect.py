@@ -173,5 +173,5 @@ def test_an_impossible_target_says_what_is_possible(rollout: Rollout) -> None:
     model = tiny_model()
     with pytest.raises(SettingError, match="ask for a larger size"):
         quantize(model, Recipe(target="3 bits"), calibration_of(model, rollout))
-    with pytest.raises(SettingError, match="cannot be met"):
+    with pytest.raises(SettingError, match="cannot be promised"):
         quantize(tiny_model(), Recipe(target="1KB"), calibration_of(model, rollout))

@@ -146,6 +146,19 @@ def test_chunks_are_drawn_for_measured_variants_and_the_others_are_named() -> No
     assert "plain" not in chunks_chapter([VARIANT]).text
 
 
+def test_one_calibration_is_drawn_once_with_the_bits_it_was_measured_at() -> None:
+    told = replace(SENSITIVITY, bits=4)
+    one, other, alone = (replace(VARIANT, name=name, sensitivity=told) for name in ("w4", "w8", "w9"))
+    alone = replace(alone, sensitivity=replace(told, bits=8))
+    titles = [part.title for part in chunks_chapter([one, alone, other]).parts if isinstance(part, Figure)]
+    assert titles == [f"{what}, {name}" for name in ("w4, w8", "w9") for what in WHAT]
+    share, effect = sensitivity_figures("w4", told)
+    assert "measured with 4-bit weights" in share.caption and "says nothing; 4 or more" in effect.caption
+
+
+WHAT = ("Sensitivity of each chunk", "Effect on each affected frame")
+
+
 INPUTS = [
     Inputs(("text.0",), Norms("text.0", [1.0, 1.0], 0.0)),
     Inputs(("blocks.0.attn.k", "blocks.0.attn.v"), Norms("blocks.0.attn.k, v", [5.0, 4.0, 1.0, 1.0], 3.0)),
