@@ -20,6 +20,7 @@ from qarvd.calibrate.collect import TOKENS
 from qarvd.calibrate.reach import REACHES
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
+from qarvd.calibrate.weights import LEAST_PROMPTS
 from qarvd.cli.calibrate import DEFAULTS
 from qarvd.demo.pace import peak_memory
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
@@ -141,7 +142,7 @@ def prompts_in(limit: float, measured: int, reach: str, rest: Rest = FITTING, ca
     while True:
         measuring = prompts < measured
         due = CHUNKS + measuring * sum(far)
-        if prompts and clock.in_all(due + later, prompts + 1, CHUNKS, rest) > limit:
+        if prompts >= LEAST_PROMPTS and clock.in_all(due + later, prompts + 1, CHUNKS, rest) > limit:
             return prompts
         clock.earlier += (clip_work(WAN) + measuring * effects) / card.half
         clock.generated += due

@@ -58,9 +58,9 @@ def describe(found: Calibration) -> None:
     height, width = found.size
     print(f"statistics  of a model of the family {found.preset_name}, checksum {found.model}")
     print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {height}x{width}")
-    if len(found.errors) and found.measured_as is not None:
-        print(f"measured    with {found.measured_as.weight_bits}-bit weights")
-    if len(found.errors):
-        print_weights(found)
-    else:
+    if not len(found.errors):
         print("measured    nothing: chunks weigh alike")
+        return
+    if found.measured_as is not None:
+        print(f"measured    with {found.measured_as.weight_bits}-bit weights")
+    print_weights(found)

@@ -172,7 +172,7 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
         return None
     reach = read_reach(path, notes, len(weights.chunk_frames))
     about: Any = notes.get("calibration") or {}
-    measured_as = about.get("measured_as") or {}
+    measured_as = about.get("measured_as")
     return Sensitivity(
         weights.chunk_frames,
         weights.sensitivity,
@@ -183,7 +183,7 @@ def read_sensitivity(path: Path, notes: Mapping[str, Any]) -> Sensitivity | None
         weights.rate,
         weights.prompts,
         reach,
-        measured_as.get("weight_bits"),
+        measured_as.get("weight_bits") if isinstance(measured_as, dict) else None,
     )
 
 

@@ -53,9 +53,11 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
     prompts = f"{found.prompts} {'prompt' if found.prompts == 1 else 'prompts'}"
     if found.bits is not None:
         prompts += f", measured with {found.bits}-bit weights"
-    rate = f"decays exponentially to a floor, at a rate of {number_text(found.rate)} per chunk."
+    fit = (
+        f"Effects on later frames decay exponentially to a floor in it, at a rate of {number_text(found.rate)} a chunk."
+    )
     if len(found.share) < LEAST:
-        rate = f"is fitted through so few chunks that it says nothing; {LEAST} or more are wanted."
+        fit = f"A fit through so few chunks says nothing; {LEAST} or more are wanted."
     share = {"measured": found.share, "from the fitted decay": found.fitted_share}
     decay = {"measured": found.per_affected, "fitted decay": found.fitted}
     return [
@@ -66,7 +68,7 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
         ),
         Figure(
             f"Effect on each affected frame, {name}",
-            f"Error per frame from the chunk on, the first chunk's being 1. The effect on later frames {rate}",
+            f"Error per frame from the chunk on, the first chunk's being 1. The dashed line is a fit. {fit}",
             line_chart(decay, "chunk", "effect per affected frame", True, 1, dashed=["fitted decay"]),
         ),
     ]

@@ -100,7 +100,7 @@ def test_timing_again_changes_the_seconds_of_what_was_run_and_nothing_else() -> 
     assert retimed(Builds(), run, {}) == {}  # type: ignore[arg-type]
 
 
-JUDGED = ("mse", "mse_last", "digit", "motion")
+JUDGED = {key: [1.0, 2.0] for key in ("mse", "mse_last", "digit", "motion")}
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     def run(bench: Bench, wanted: Run) -> dict[str, Any]:
         if wanted.method == "rotation":
             command("w4a8/natural/nearest/0")  # as another process would meanwhile
-        return {key: {"bytes": 1, "seconds": 1.0, **{key_0: [1.0, 2.0] for key_0 in JUDGED}} for key in wanted.sections}
+        return {section: {"bytes": 1, "seconds": 1.0, **JUDGED} for section in wanted.sections}
 
     monkeypatch.setattr(Bench, "run", run)
     monkeypatch.setattr(Bench, "reference", lambda *_: None)
-    monkeypatch.setattr(Bench, "judge", lambda *_: {key: [1.0, 2.0] for key in JUDGED})
+    monkeypatch.setattr(Bench, "judge", lambda *_: JUDGED)
     return command
 
 

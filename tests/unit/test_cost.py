@@ -2,6 +2,7 @@
 
 from cost import WAN, peaks, prompts_in, whole_minutes
 
+from qarvd.calibrate.weights import LEAST_PROMPTS
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
 from qarvd.jobs.pace import CHOOSING, FITTING, MINUTES
 
@@ -18,5 +19,5 @@ def test_the_clock_takes_as_many_prompts_as_the_count_says_fit_into_half_an_hour
     assert prompts_in(MINUTES, MEASURED_IN_TIME, "short", FITTING + CHOOSING) == 7
 
 
-def test_there_is_a_first_prompt_whatever_the_time() -> None:
-    assert prompts_in(0, MEASURED_IN_TIME, "short") == 1
+def test_the_fewest_prompts_are_taken_whatever_the_time() -> None:
+    assert prompts_in(0, MEASURED_IN_TIME, "short") == LEAST_PROMPTS
