@@ -192,7 +192,7 @@ METHODS: dict[str, Method] = {
     "ours_1_prompt": ours(prompts=1),
     "ours_4_prompts": ours(prompts=4),
     "ours_24_prompts": ours(prompts=24),
-    "drawn_calls": once(ours(all_calls=False)),
+    "drawn_calls": ours(all_calls=False),
     "without_weights": ours(changed(frame_weights=False, call_weights=False)),
     "without_frame_weights": ours(changed(frame_weights=False)),
     "without_call_weights": once(ours(changed(call_weights=False))),

@@ -144,7 +144,8 @@ def _write_report(
 
     chunk_frames = variants["full"][0].preset.chunk_frames
     errors = {name: experiment.chunk_errors(latents[name], latents["full"], chunk_frames) for name in layers}
-    report = next(iter(layers.values()))
+    smallest, report = list(layers.items())[-1]
+    sizes = {name: variants[name][1].stat().st_size / 1e6 for name in (*layers, "full")}  # in the errors' colours
     page = render_page(
         title="qarvd demo",
         summary=(
@@ -160,14 +161,14 @@ def _write_report(
                 line_chart(errors, "chunk", "squared error", log_y=True, first=1),
             ),
             Figure(
-                "Outlier channels per layer",
+                f"Outlier channels per layer, {smallest}",
                 "Input channels with a scale of their own, as many as leave the least error of the output.",
                 stacked_counts({r.name: (r.n_outlier, r.shape[1]) for r in report}),
             ),
             Figure(
                 "Size on disk",
                 "The whole file, parts that stay in 16 bits included.",
-                bar_chart({name: path.stat().st_size / 1e6 for name, (_, path) in variants.items()}, "MB"),
+                bar_chart(sizes, "MB"),
             ),
         ],
         pictures=[Picture("Side by side", "Rows are prompts; strips are frames over time.", png_bytes(sheet))],

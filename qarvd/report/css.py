@@ -4,13 +4,13 @@ CSS = """
 :root {
   color-scheme: light dark;
   --page: #f4f5f7; --surface: #fff; --ink: #1b2027; --quiet: #5a6472; --rule: #dde1e7; --accent: #0b6fb8;
-  --heat: #4a9ad6;  --series-1: #0b6fb8; --series-2: #c9510c; --series-3: #00856a;
+  --heat: #4a9ad6; --series-1: #0b6fb8; --series-2: #c9510c; --series-3: #00856a;
   --series-4: #a8488f; --series-5: #8f6b00; --series-6: #5a55c9;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0f1217; --surface: #171c23; --ink: #e6eaf0; --quiet: #9aa5b4; --rule: #2a323d; --accent: #6db8f2;
-    --heat: #2a6fb0;    --series-1: #5aaef0; --series-2: #f28b4b; --series-3: #35c3a0;
+    --heat: #2a6fb0; --series-1: #5aaef0; --series-2: #f28b4b; --series-3: #35c3a0;
     --series-4: #de86c6; --series-5: #d6ac3a; --series-6: #a19df7;
   }
 }

@@ -65,5 +65,5 @@ def test_the_quantized_files_say_how_they_were_made(out: Path) -> None:
 def test_the_report_stands_alone(out: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count("<video") == 3 and page.count("data:video/mp4") == 3
-    assert "Outlier channels per layer" in page and "Error per chunk" in page
+    assert "Outlier channels per layer, w4a8" in page and "Error per chunk" in page
     assert 'src="http' not in page and 'href="http' not in page
