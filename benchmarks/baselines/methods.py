@@ -17,15 +17,15 @@ from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize import model as groups
-from qarvd.quantize.grid import assemble, fit_grid
 from qarvd.quantize.model import linear_groups
-from qarvd.quantize.rounding import ROUNDING, Task, gptq
+from qarvd.quantize.rounding import ROUNDING, gptq
 from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
 from . import published, rotation, smoothquant
-from .inputs import collect
+from .inputs import Samples, collect
+from .rounding import plain_gptq
 
 
 @dataclass(frozen=True)
@@ -105,36 +105,33 @@ def as_released(prompts: int, static: bool) -> Method:
     return Method(build, prompts, repeat=not static)
 
 
-def rotated(dual_scale: bool) -> Method:
-    """Hadamard rotation and rounding to nearest."""
+def rotated(dual_scale: bool, by_gptq: bool = False) -> Method:
+    """Hadamard rotation, and rounding to nearest or by GPTQ."""
+    prompts = 64 if by_gptq else 0
 
     def build(case: Case) -> tuple[Any, int]:
         tree = copy.deepcopy(case.model.tree)
-        return tree, rotation.quantize(tree, case.model.config.num_layers, case.bits, dual_scale)
-
-    return Method(build)
-
-
-def smoothed(prompts: int) -> Method:
-    """SmoothQuant and rounding to nearest."""
-
-    def build(case: Case) -> tuple[Any, int]:
-        tree, text = copy.deepcopy(case.model.tree), case.text[:prompts]
-        names = [group[0] for group in linear_groups(case.model.config.num_layers)]
-        setting = setting_of(case.model, case.size, case.frames)
-        inputs = collect(tree, setting, names, text, range(case.seed, case.seed + len(text)))
-        return tree, smoothquant.quantize(tree, case.model.config.num_layers, inputs, case.bits)
+        inputs = shared_inputs(case, prompts) if by_gptq else None
+        return tree, rotation.quantize(tree, case.model.config.num_layers, case.bits, dual_scale, inputs)
 
     return Method(build, prompts)
 
 
-def plain_gptq(task: Task) -> Any:
-    """GPTQ as in its paper: one pass, the clip of each row by the error of the weight, nothing afterwards."""
-    target, hessian = task.in_order
-    assert hessian is not None
-    grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric)
-    codes = gptq.compensate(target, hessian, grid, task.split.n_outlier)
-    return assemble(codes, grid, task.split, task.codec)
+def smoothed(prompts: int, by_gptq: bool = False) -> Method:
+    """SmoothQuant, and rounding to nearest or by GPTQ."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        tree, inputs = copy.deepcopy(case.model.tree), shared_inputs(case, prompts)
+        return tree, smoothquant.quantize(tree, case.model.config.num_layers, inputs, case.bits, by_gptq)
+
+    return Method(build, prompts)
+
+
+def shared_inputs(case: Case, prompts: int) -> dict[str, Samples]:
+    """What the first of linears that share an input reads, on the first `prompts` prompts."""
+    text, names = case.text[:prompts], [group[0] for group in linear_groups(case.model.config.num_layers)]
+    setting = setting_of(case.model, case.size, case.frames)
+    return collect(case.model.tree, setting, names, text, range(case.seed, case.seed + len(text)))
 
 
 def patched(method: Method, target: Any, **names: Any) -> Method:
@@ -188,6 +185,8 @@ METHODS: dict[str, Method] = {
     "smoothquant": smoothed(64),
     "rotation": rotated(dual_scale=False),
     "rotation_dual_scale": rotated(dual_scale=True),
+    "rotation_gptq": rotated(dual_scale=False, by_gptq=True),
+    "smoothquant_gptq": smoothed(64, by_gptq=True),
     "gptq": patched(ours(BARE), groups, ROUNDING={**ROUNDING, "gptq": plain_gptq}),
     "ours_1_prompt": ours(prompts=1),
     "ours_4_prompts": ours(prompts=4),

@@ -1,23 +1,24 @@
-"""Rotate the inputs of every linear by a Hadamard matrix, 256 wide where that divides, and round to nearest.
+"""Rotate the inputs of every linear by a Hadamard matrix, 256 wide where that divides, and round.
 
-What ComfyUI's stock int8_convrot does with 8 bits. With two scales, each range is rotated by itself.
+To nearest, that is what ComfyUI's stock int8_convrot does with 8 bits; by GPTQ, what QuaRot (arXiv 2404.00456) does
+with 4. With two scales, each range is rotated by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qarvd.ops.codecs import codec_of
 from qarvd.ops.split import ALIGNMENT, ChannelSplit
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
-from qarvd.quantize.rounding import ROUNDING, Task
 
 from .fake import FakeLinear, dynamic, stored_bytes
+from .inputs import Samples
+from .rounding import gram_of, rounded
 
 WIDEST = 256
 
@@ -36,9 +37,17 @@ def rotation(split: ChannelSplit) -> Tensor:
 
 
 def quantize(
-    tree: Any, num_layers: int, bits: int, dual_scale: bool, on_layer: Callable[[str], object] = lambda name: None
+    tree: Any,
+    num_layers: int,
+    bits: int,
+    dual_scale: bool,
+    inputs: Mapping[str, Samples] | None = None,
+    on_layer: Callable[[str], object] = lambda name: None,
 ) -> int:
-    """Quantize the tree's linears in place; returns the bytes that they would take."""
+    """Quantize the tree's linears in place, by GPTQ where `inputs` are known; returns the bytes that they would take.
+
+    `inputs` are needed of the first of linears that share one.
+    """
     stored = 0
     for names in linear_groups(num_layers):
         linears: list[nn.Linear] = [tree.get_submodule(name) for name in names]
@@ -47,9 +56,9 @@ def quantize(
             continue
         split = published_split(*(x.weight for x in linears)) if dual_scale else ChannelSplit(linears[0].in_features)
         turn = rotation(split)
+        gram = None if inputs is None else turn.T @ gram_of(inputs[names[0]].x) @ turn
         for name, linear in zip(names, linears, strict=True):
-            task = Task(linear.weight.float() @ turn, split, codec_of(bits), symmetric=False)
-            weight = ROUNDING["nearest"](task).dequantize()
+            weight = rounded(linear.weight.float() @ turn, split, bits, gram)
             tree.set_submodule(name, FakeLinear(weight, linear.bias, dynamic(split), turn))
             stored += stored_bytes(weight, bits, split.n_outlier)
             on_layer(name)

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qarvd.ops.codecs import codec_of
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.model import linear_groups
-from qarvd.quantize.rounding import ROUNDING, Task
 
 from .fake import FakeLinear, dynamic, stored_bytes
 from .inputs import Samples
+from .rounding import gram_of, rounded
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 TOKENS = 2048
@@ -29,16 +28,19 @@ def quantize(
     num_layers: int,
     inputs: Mapping[str, Samples],
     bits: int,
+    by_gptq: bool = False,
     on_layer: Callable[[str], object] = lambda name: None,
 ) -> int:
-    """Quantize the tree's linears in place; returns the bytes that they would take.
+    """Quantize the tree's linears in place, to nearest or `by_gptq`; returns the bytes that they would take.
 
     Every input may be scaled, also where no norm or linear before it could take the factor for free.
     """
     stored = 0
     for names in linear_groups(num_layers):
         linears: list[nn.Linear] = [tree.get_submodule(name) for name in names]
-        made = min((smoothed(linears, inputs[names[0]].x, s, bits) for s in STRENGTHS), key=lambda pair: pair[0])[1]
+        x = inputs[names[0]].x
+        gram = gram_of(x) if by_gptq else None
+        made = min((smoothed(linears, x, s, bits, gram) for s in STRENGTHS), key=lambda pair: pair[0])[1]
         for name, linear in zip(names, made, strict=True):
             tree.set_submodule(name, linear)
             stored += stored_bytes(linear.weight, bits, 0)
@@ -46,10 +48,13 @@ def quantize(
     return stored
 
 
-def smoothed(linears: Sequence[nn.Linear], x: Tensor, strength: float, bits: int) -> tuple[float, list[FakeLinear]]:
-    """Linears that read one input [samples, tokens, in], quantized; and what that does to their outputs.
+def smoothed(
+    linears: Sequence[nn.Linear], x: Tensor, strength: float, bits: int, gram: Tensor | None = None
+) -> tuple[float, list[FakeLinear]]:
+    """What quantizing linears that read one input [samples, tokens, in] does to their outputs, and the linears made.
 
-    It is their squared error over their square, summed over linears, on every so many tokens.
+    It is their squared error over their square, summed over linears, on every so many tokens. With the inputs' `gram`
+    they are rounded by GPTQ.
     """
     factor = smoothness(x, [linear.weight for linear in linears], strength)
     split, turn = ChannelSplit(len(factor)), torch.diag(1 / factor)
@@ -57,8 +62,8 @@ def smoothed(linears: Sequence[nn.Linear], x: Tensor, strength: float, bits: int
     some = some[:: max(1, len(some) // TOKENS)]
     error, made = 0.0, []
     for linear in linears:
-        task = Task(linear.weight.float() * factor, split, codec_of(bits), symmetric=False)
-        made.append(FakeLinear(ROUNDING["nearest"](task).dequantize(), linear.bias, dynamic(split), turn))
+        weight = rounded(linear.weight.float() * factor, split, bits, None if gram is None else turn @ gram @ turn)
+        made.append(FakeLinear(weight, linear.bias, dynamic(split), turn))
         due = linear(some)
         error += float((made[-1](some) - due).square().sum() / due.square().sum())
     return error, made

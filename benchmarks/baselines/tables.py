@@ -73,11 +73,13 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         against = row.get("ours_against_it")
         ratios = [
-            f"{against[kind]:.2g}x [{against[f'{kind}_low']:.2g}, {against[f'{kind}_high']:.2g}]" if against else ""
+            f"{times(against[kind])}x [{times(against[f'{kind}_low'])}, {times(against[f'{kind}_high'])}]"
+            if against
+            else ""
             for kind in ("ratio", "typical")
         ]
         cells = [
-            row["method"].replace("_", " "),
+            row["method"].replace("_", " ").replace("published", "Q-ARVD"),
             mse,
             f"{row['psnr_db']:.1f}",
             f"{row['psnr_last_chunk_db']:.1f}",
@@ -89,3 +91,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def times(ratio: float) -> str:
+    """A ratio with two decimals, or two digits where it is small."""
+    return f"{ratio:.2f}" if ratio >= 0.095 else f"{ratio:.2g}"

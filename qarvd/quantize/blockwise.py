@@ -123,7 +123,8 @@ class _Walk:
             collector = Collector(names, tokens)
             collect(collector)
             bits = self.bits.get(names[0], self.recipe.weight_bits)
-            results = quantize_group(names, full, self.recipe, bits, collector.result(), self.clips)
+            stats, sample_tokens = collector.result(), collector.sample_tokens
+            results = quantize_group(names, full, self.recipe, bits, stats, self.clips, sample_tokens)
             self.memory.keep(names, results)
         for linear, report in results:
             if linear is not None:

@@ -18,10 +18,11 @@ from baselines.methods import METHODS, Case, random_split
 from baselines.rotation import rotation
 from baselines.smoothquant import smoothness
 from baselines.timing import Calibrations, timed
-from quality import MODELS, Bench, Run, main, retimed, runs, stored
+from quality import MODELS, Bench, Run, main, retimed, runs, stored, summarise
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.demo import experiment
+from qarvd.demo.prompts import split_prompts
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
@@ -167,17 +168,17 @@ def test_intervals_hold_the_mean_and_know_paired_methods_apart() -> None:
     assert interval(resample(mine))[1] > interval(resample(other))[0]  # unpaired, they could not be told apart
 
 
-def test_the_last_chunk_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = object.__new__(Bench)
-    bench.prompts, bench.seeds, bench.cases, bench.reader = 2, 1, [(None, 0)] * 2, None  # type: ignore[list-item, assignment]
+def test_the_last_chunk_is_the_last_and_a_prompt_has_the_mean_of_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(split_prompts()[1][:2], seeds=2, chunks=3)
+    assert [str(prompt) for prompt, _ in bench.cases] == 2 * [str(prompt) for prompt in split_prompts()[1][:2]]
     monkeypatch.setattr(Bench, "model", lambda *_: SimpleNamespace(preset=SimpleNamespace(chunk_frames=3)))
-    monkeypatch.setattr(Bench, "reference", lambda *_: torch.zeros(2, 1, 9, 2, 2))
-    right = torch.ones(2)
+    monkeypatch.setattr(Bench, "reference", lambda *_: torch.zeros(4, 1, 9, 2, 2))
+    right = torch.tensor([1.0, 1.0, 1.0, 0.0])
     monkeypatch.setattr(experiment, "judge", lambda *_: SimpleNamespace(digit=right, motion=right))
-    latents = torch.zeros(2, 1, 9, 2, 2)
+    latents = torch.zeros(4, 1, 9, 2, 2)
     latents[1, :, 6:] = 3.0
     found = bench.judge(latents, "natural")
-    assert found["mse"] == [0, 3] and found["mse_last"] == [0, 9]
+    assert found["mse"] == [0, 1.5] and found["mse_last"] == [0, 4.5] and found["digit"] == [1, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,26 @@ def test_the_published_method_has_the_prompts_its_name_says(
     text = torch.zeros(5, 3, CONFIG.text_dim)
     METHODS[name].build(Case(tiny_model(), text, (4, 4), 6, 9, 4, calibration, 7))
     assert asked == [prompts]
+
+
+def test_a_method_without_calibration_is_compared_on_every_calibration_of_ours() -> None:
+    def run(error: float) -> dict[str, Any]:
+        return {**JUDGED, "mse": [error, error], "bytes": 1, "seconds": 1.0}
+
+    results = {f"w8a8/twin/ours/{seed}": run(seed + 1.0) for seed in range(3)}
+    results |= {"w8a8/twin/nearest/0": run(8.0), "w8a8/twin/gptq/0": run(8.0)}
+    rows = {row["method"]: row for row in summarise(results, dict.fromkeys(MODELS, JUDGED))["w8a8"]}
+    assert rows["nearest"]["ours_against_it"]["ratio"] == 2 / 8
+    assert rows["gptq"]["ours_against_it"]["ratio"] == 1 / 8  # of the seed that both have
+    with pytest.raises(ValueError, match="unheard"):
+        summarise({"w8a8/twin/unheard of/0": run(1.0)}, dict.fromkeys(MODELS, JUDGED))
+
+
+def test_means_of_few_seeds_vary_as_those_of_so_many_seeds_do() -> None:
+    random = np.random.default_rng(1)
+    drawn = random.normal(5, 1, (400, 3, 1)).repeat(2, axis=2)  # all prompts alike: the seeds alone tell
+    spread = np.mean([resample(values).var() for values in drawn])
+    assert spread == pytest.approx(1 / 3, rel=0.1)  # a third less without the correction
 
 
 def test_seeds_that_one_method_lacks_are_not_compared() -> None:

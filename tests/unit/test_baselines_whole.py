@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import torch
 from baselines import published, rotation, smoothquant
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
+from baselines.methods import METHODS, Case
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
+from qarvd.jobs.calibrate import calibrate
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
+from qarvd.recipe import Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out
 from qarvd.wan.tree import WanTree
@@ -25,6 +29,7 @@ from . import conftest
 CONFIG = replace(conftest.CONFIG, text_dim=32)
 """Here even the text embedding's inputs are aligned."""
 SETTING = Setting(CONFIG, PRESETS["self-forcing"], (4, 4), 6)
+VARIANTS = [name for name in METHODS if name.startswith("without_")]
 NAMES = [name for group in linear_groups(CONFIG.num_layers) for name in group]
 TEXT = torch.randn(3, 4, CONFIG.text_dim, generator=torch.Generator().manual_seed(3))
 
@@ -108,6 +113,33 @@ def group_of(name: str) -> tuple[str, ...]:
     return next(group for group in linear_groups(CONFIG.num_layers) if name in group)
 
 
+def test_what_is_rotated_or_smoothed_can_be_rounded_by_gptq(full: Any) -> None:
+    known, layers = inputs(full), CONFIG.num_layers
+    errors: dict[str, list[float]] = {"rotation": [], "smoothquant": []}
+    for by_gptq in (False, True):
+        tree = copy.deepcopy(full)
+        rotation.quantize(tree, layers, 4, dual_scale=False, inputs=known if by_gptq else None)
+        errors["rotation"].append(error(tree, full))
+        tree = copy.deepcopy(full)
+        smoothquant.quantize(tree, layers, known, 4, by_gptq)
+        errors["smoothquant"].append(error(tree, full))
+    assert all(compensated < 0.7 * nearest for nearest, compensated in errors.values()), errors
+
+
+def test_every_variant_of_ours_makes_another_model() -> None:
+    """Variants that replace a name of a module would silently be ours where another module holds that name, too."""
+    model, text = conftest.tiny_model(), TEXT[..., : conftest.CONFIG.text_dim]
+    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=4), 0)
+    case = Case(model, text, SETTING.size, SETTING.frames, 0, 4, lambda prompts: calibration)
+    made = {}
+    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", *VARIANTS):
+        tree, _ = METHODS[name].build(case)
+        last = list(roll_out(tree, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1]
+        made[name] = last.latents
+    same = [pair for pair in combinations(made, 2) if torch.equal(*(made[name] for name in pair))]
+    assert not same
+
+
 def test_smoothquant_takes_the_strength_of_least_error_for_every_input(full: Any) -> None:
     tree, known, chosen = copy.deepcopy(full), inputs(full), set()
     smoothquant.quantize(tree, CONFIG.num_layers, known, 4)
@@ -126,7 +158,7 @@ def test_smoothquant_quantizes_every_linear_and_is_the_model_at_8_bits(full: Any
     for bits in (4, 8):
         tree = copy.deepcopy(full)
         heard: list[str] = []
-        sizes.append(smoothquant.quantize(tree, CONFIG.num_layers, inputs(tree), bits, heard.append))
+        sizes.append(smoothquant.quantize(tree, CONFIG.num_layers, inputs(tree), bits, on_layer=heard.append))
         assert heard == NAMES and all(isinstance(tree.get_submodule(name), FakeLinear) for name in NAMES)
         errors.append(error(tree, full))
     assert errors[1] < 0.2 * errors[0] and errors[1] < 1e-2 and sizes[0] < 0.7 * sizes[1]

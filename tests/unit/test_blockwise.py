@@ -124,7 +124,8 @@ def test_the_inputs_of_every_linear_weigh_as_their_calls(
     seen = {}
 
     def settled(names: Sequence[str], *rest: Any) -> Any:
-        seen[names[0]] = rest[-2].weight
+        *_, stats, _, _ = rest
+        seen[names[0]] = stats.weight
         return quantize_group(names, *rest)
 
     monkeypatch.setattr(blockwise, "quantize_group", settled)
@@ -144,8 +145,10 @@ def test_a_share_of_the_video_is_taken_and_all_of_the_text(
     seen = {}
 
     def settled(names: Sequence[str], *rest: Any) -> Any:
-        *_, stats, clips = rest
+        *_, stats, clips, sample_tokens = rest
         assert clips == sum(len(rollout.embeddings) for rollout in rollouts)
+        text = "text" in names[0] or names[0].endswith("cross_attn.k")
+        assert sample_tokens == (CONFIG.text_len if text else 2 * 16)  # a chunk's frames times their tokens
         seen[names[0]] = stats.weight
         return quantize_group(names, *rest)
 

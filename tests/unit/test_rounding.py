@@ -55,8 +55,8 @@ def test_every_method_gives_a_weight_that_can_be_stored_and_is_no_worse_than_nea
 def test_adarounds_loss_sums_over_the_tokens_of_a_sample_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
     given = task("int4", False, 0)
     generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(adaround.TOKENS, CHANNELS, generator=generator)
-    given = replace(given, stats=LayerStats.of(sample, None, torch.ones(len(sample)), generator))
+    sample = torch.randn(3000, CHANNELS, generator=generator)
+    given = replace(given, stats=LayerStats.of(sample, None, torch.ones(len(sample)), generator), tokens=len(sample))
     slopes = []
 
     def learning(target: torch.Tensor, grid: object, n_outlier: int, gradient: Any) -> torch.Tensor:

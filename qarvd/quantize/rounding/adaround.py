@@ -1,6 +1,7 @@
 """AdaRound (arXiv 2004.10568) as Q-ARVD's released code sets it: learn, by gradient descent, which codes to round up.
 
-Ours descends on the Hessian of `Task.problem` instead of on batches of activations.
+Ours descends on the Hessian of `Task.problem` instead of on batches of activations. The published loss sums over the
+tokens of a sample, which sets it against the regularisation.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ SHARPNESS = (20.0, 2.0)
 """Exponent of the regularisation, which pulls every code to one of its neighbours, at first and in the end."""
 WARM_UP = 0.2
 """Share of the iterations without regularisation."""
-TOKENS = 4680
-"""Tokens of a published calibration sample; the published loss sums over them, which sets it against the rest."""
 
 
 def ROUND(task: Task) -> QuantizedWeight:
@@ -36,7 +35,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:
-        return (value - target) @ hessian * (2 * TOKENS / len(target))
+        return (value - target) @ hessian * (2 * task.tokens / len(target))
 
     codes = learn(target, grid, task.split.n_outlier, gradient)
     return assemble(codes, grid, task.split, task.codec)

@@ -38,6 +38,8 @@ class Task:
     """The layer's bias is corrected afterwards, so that the mean of the output is not the rounding's concern."""
     clips: int = ENOUGH
     """How many calibration clips the statistics are of."""
+    tokens: float = 1.0
+    """Of a calibration sample, which is what one model call reads of one clip."""
 
     @property
     def damping(self) -> float:
