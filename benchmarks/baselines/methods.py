@@ -16,6 +16,7 @@ from qarvd.checkpoint.model import Model
 from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.split import ChannelSplit
+from qarvd.quantize import blockwise
 from qarvd.quantize import model as groups
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding import ROUNDING, gptq
@@ -202,6 +203,7 @@ METHODS: dict[str, Method] = {
     "without_descent": once(patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes)),
     "detected_outliers": once(ours(changed(outliers="published"))),
     "random_outliers": random_outliers(),
+    "rotated": once(patched(ours(), blockwise, quantize_group=rotation.quantize_turned)),
     "adaround": once(ours(changed(rounding="adaround"))),
 }
 """By name; the first ones are run first."""

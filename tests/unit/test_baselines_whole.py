@@ -16,7 +16,9 @@ from baselines.methods import METHODS, Case
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
+from qarvd.calibrate.stats import LayerStats
 from qarvd.jobs.calibrate import calibrate
+from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
 from qarvd.recipe import Recipe
@@ -126,13 +128,25 @@ def test_what_is_rotated_or_smoothed_can_be_rounded_by_gptq(full: Any) -> None:
     assert all(compensated < 0.7 * nearest for nearest, compensated in errors.values()), errors
 
 
+def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
+    random = torch.Generator().manual_seed(0)
+    turn = rotation.rotation(ChannelSplit(96, tuple(range(7, 39))))
+    x, x_full = torch.randn(2, 200, 96, generator=random)
+    weight = torch.rand(200, generator=random)
+    pairs = ((x, x_full), (x @ turn, x_full @ turn))
+    before, due = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
+    found = rotation.turned_stats(before, turn)
+    for field in ("gram", "cross", "total", "drift", "samples", "sample_weight"):
+        torch.testing.assert_close(getattr(found, field), getattr(due, field), rtol=1e-4, atol=1e-3)
+
+
 def test_every_variant_of_ours_makes_another_model() -> None:
     """Variants that replace a name of a module would silently be ours where another module holds that name, too."""
     model, text = conftest.tiny_model(), TEXT[..., : conftest.CONFIG.text_dim]
     calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=4), 0)
     case = Case(model, text, SETTING.size, SETTING.frames, 0, 4, lambda prompts: calibration)
     made = {}
-    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", *VARIANTS):
+    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "rotated", *VARIANTS):
         tree, _ = METHODS[name].build(case)
         last = list(roll_out(tree, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1]
         made[name] = last.latents
