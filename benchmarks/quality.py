@@ -182,7 +182,8 @@ def summarise(results: dict[str, dict[str, Any]], full: dict[str, Any]) -> dict[
                     groups.setdefault(method, {})[int(seed)] = result
             rows = [
                 entry(name, model, list(groups[name].values()), full[model], experiment.PEAK)
-                for name in sorted(groups, key=list(METHODS).index)
+                for name in METHODS
+                if name in groups
             ]
             for row in rows:
                 if "ours" in groups and row["method"] != "ours":
@@ -219,6 +220,8 @@ def main() -> None:
     wanted = [r for r in runs(args.calibration_seeds) if any(fnmatch.fnmatch(r.key(s), args.only) for s in r.sections)]
     if not wanted:
         parser.error(f"no run matches {args.only!r}; runs are called SECTION/MODEL/METHOD/SEED")
+    if unknown := {key.split("/")[2] for key in stored(out)[0]} - METHODS.keys():
+        parser.error(f"{out} holds runs of {', '.join(sorted(unknown))}, which is no method here; remove them first")
     held_out = split_prompts()[1]
     bench = Bench(held_out[PROMPTS:] if args.untouched else held_out[:PROMPTS], SEEDS, CHUNKS)
     for run in tqdm(wanted, unit="run"):

@@ -24,7 +24,7 @@ from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
-from . import published, rotation, smoothquant
+from . import published, rotation, smoothquant, turned
 from .inputs import Samples, collect
 from .rounding import plain_gptq
 
@@ -203,7 +203,7 @@ METHODS: dict[str, Method] = {
     "without_descent": once(patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes)),
     "detected_outliers": once(ours(changed(outliers="published"))),
     "random_outliers": random_outliers(),
-    "rotated": once(patched(ours(), blockwise, quantize_group=rotation.quantize_turned)),
+    "ours_rotated": patched(ours(), blockwise, quantize_group=turned.quantize_turned),
     "adaround": once(ours(changed(rounding="adaround"))),
 }
 """By name; the first ones are run first."""

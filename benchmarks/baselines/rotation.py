@@ -1,27 +1,20 @@
 """Rotate the inputs of every linear by a Hadamard matrix, 256 wide where that divides, and round.
 
-To nearest, that is what ComfyUI's stock int8_convrot does with 8 bits; by GPTQ, what QuaRot (arXiv 2404.00456) does
-with 4. With two scales, each range is rotated by itself.
+To nearest, that is what ComfyUI's stock int8_convrot does with 8 bits; by GPTQ and with random signs, it is in the
+manner of QuaRot (arXiv 2404.00456), whose matrices are wider. With two scales, each range is rotated by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from qarvd.calibrate.stats import LayerStats
-from qarvd.ops.codecs import codec_of
 from qarvd.ops.split import ALIGNMENT, ChannelSplit
-from qarvd.quantize import model as groups
-from qarvd.quantize.model import LayerReport, linear_groups, quantize_group
+from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
-from qarvd.quantize.search import search_split
-from qarvd.recipe import Recipe
 
 from .fake import FakeLinear, dynamic, stored_bytes
 from .inputs import Samples
@@ -30,8 +23,11 @@ from .rounding import gram_of, rounded
 WIDEST = 256
 
 
-def rotation(split: ChannelSplit) -> Tensor:
-    """Orthogonal [in, in], block-diagonal within each range of the split."""
+def rotation(split: ChannelSplit, signs: bool = False) -> Tensor:
+    """Orthogonal [in, in], block-diagonal within each range of the split; with random `signs`, always the same ones.
+
+    Without signs, one of its columns gathers the mean of the channels, which may stand out itself.
+    """
     turn = torch.eye(split.channels)
     for channels in (split.order[: split.n_outlier], split.order[split.n_outlier :]):
         width = next(w for w in (WIDEST >> i for i in range(9)) if len(channels) % w == 0)
@@ -40,6 +36,8 @@ def rotation(split: ChannelSplit) -> Tensor:
             block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)]) / 2**0.5
         for part in channels.view(-1, width):
             turn[part[:, None], part] = block
+    if signs:
+        turn *= torch.randint(2, (split.channels, 1), generator=torch.Generator().manual_seed(0)) * 2 - 1
     return turn
 
 
@@ -62,7 +60,7 @@ def quantize(
             stored += sum(2 * linear.weight.numel() for linear in linears)
             continue
         split = published_split(*(x.weight for x in linears)) if dual_scale else ChannelSplit(linears[0].in_features)
-        turn = rotation(split)
+        turn = rotation(split, signs=inputs is not None)
         gram = None if inputs is None else turn.T @ gram_of(inputs[names[0]].x) @ turn
         for name, linear in zip(names, linears, strict=True):
             weight = rounded(linear.weight.float() @ turn, split, bits, gram)
@@ -70,44 +68,3 @@ def quantize(
             stored += stored_bytes(weight, bits, split.n_outlier)
             on_layer(name)
     return stored
-
-
-class Turned(nn.Module):
-    """A linear whose input is multiplied by a matrix `turn` [in, in] first."""
-
-    def __init__(self, linear: nn.Module, turn: Tensor) -> None:
-        super().__init__()
-        self.linear, self.turn = linear, turn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x @ self.turn)
-
-
-def quantize_turned(
-    names: Sequence[str], linears: Sequence[nn.Linear], recipe: Recipe, bits: int, stats: LayerStats, *rest: Any
-) -> Sequence[tuple[nn.Module | None, LayerReport]]:
-    """`quantize_group` on inputs that are rotated, within each of the two ranges that it finds without that."""
-    weights = [linear.weight for linear in linears]
-    if weights[0].shape[1] % ALIGNMENT:
-        return quantize_group(names, linears, recipe, bits, stats, *rest)  # kept as it is
-    found = search_split(weights, stats, codec_of(bits), recipe.symmetric)
-    turn = rotation(found.split)
-    turned = [nn.Linear(w.shape[1], len(w)).requires_grad_(False) for w in weights]
-    for made, linear in zip(turned, linears, strict=True):
-        made.weight, made.bias = nn.Parameter(linear.weight @ turn, requires_grad=False), linear.bias
-    with mock.patch.object(groups, "search_split", lambda *given: found):
-        results = quantize_group(names, turned, recipe, bits, turned_stats(stats, turn), *rest)
-    return [(None if linear is None else Turned(linear, turn), report) for linear, report in results]
-
-
-def turned_stats(stats: LayerStats, turn: Tensor) -> LayerStats:
-    """Of the inputs multiplied by `turn`."""
-    wide = turn.to(stats.total.dtype)
-    return replace(
-        stats,
-        gram=turn.T @ stats.gram @ turn,
-        cross=turn.T @ stats.cross @ turn,
-        total=stats.total @ wide,
-        drift=stats.drift @ wide,
-        samples=stats.samples @ turn,
-    )

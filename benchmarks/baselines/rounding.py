@@ -35,5 +35,5 @@ def gram_of(x: Tensor) -> Tensor:
 
 
 def _stats(gram: Tensor) -> LayerStats:
-    none, wide = torch.zeros(0), torch.zeros(len(gram), dtype=torch.float64)
-    return LayerStats(1.0, gram, torch.zeros_like(gram), wide, wide, gram[:0], none, none.double())
+    none, zero = torch.zeros(0), torch.zeros(len(gram), dtype=torch.float64)
+    return LayerStats(1.0, gram, torch.zeros_like(gram), zero, zero, gram[:0], none, none.double())

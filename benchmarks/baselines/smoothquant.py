@@ -54,7 +54,7 @@ def smoothed(
     """What quantizing linears that read one input [samples, tokens, in] does to their outputs, and the linears made.
 
     It is their squared error over their square, summed over linears, on every so many tokens. With the inputs' `gram`
-    they are rounded by GPTQ.
+    [in, in] they are rounded by GPTQ.
     """
     factor = smoothness(x, [linear.weight for linear in linears], strength)
     split, turn = ChannelSplit(len(factor)), torch.diag(1 / factor)

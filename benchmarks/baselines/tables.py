@@ -20,6 +20,7 @@ PARTS = {
     "... those of calls": ("ours", "without_call_weights"),
     "descent after GPTQ": ("ours", "without_descent"),
     "corrected biases": ("ours", "without_bias_correction"),
+    "a rotation of each range (not in ours)": ("ours_rotated", "ours"),
 }
 """Methods with a part and without it, or with another in its place."""
 
@@ -46,9 +47,9 @@ def worth(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for part, methods in PARTS.items():
         cells = []
         for model in MODELS:
-            ours, others = (errors(model, method) for method in methods)
-            if seeds := len(ours.keys() & others.keys()):
-                found = compare(ours, others)
+            having, lacking = (errors(model, method) for method in methods)
+            if seeds := len(having.keys() & lacking.keys()):
+                found = compare(having, lacking)
                 typical = f"{found['typical']:.2f}x [{found['typical_low']:.2f}, {found['typical_high']:.2f}]"
                 cells += [typical, str(seeds)]
             else:
@@ -95,4 +96,4 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def times(ratio: float) -> str:
     """A ratio with two decimals, or two digits where it is small."""
-    return f"{ratio:.2f}" if ratio >= 0.095 else f"{ratio:.2g}"
+    return f"{ratio:.2f}" if ratio >= 0.0995 else f"{ratio:#.2g}"

@@ -25,16 +25,16 @@ class Collector:
         self.share = min(1.0, TOKENS / max(1, tokens))
         self.generator = torch.Generator().manual_seed(0)
         self.stats: LayerStats | None = None
-        self.samples = self.seen = 0
+        self.samples_seen = self.tokens_seen = 0
 
     def add(self, x: Tensor, full: Tensor | None, weight: float) -> None:
-        """Count tokens `x` [samples, ..., in], and those of the full-precision model (None: the same), of one weight.
+        """Count tokens `x` [samples, ..., in] of `weight` each, and the full-precision model's (None: the same).
 
         Raises CheckpointError, naming the layer, where one is NaN or infinite.
         """
-        self.samples += len(x)
+        self.samples_seen += len(x)
         x = x.flatten(0, -2)
-        self.seen += len(x)
+        self.tokens_seen += len(x)
         full = None if full is None else full.flatten(0, -2)
         if not (torch.isfinite(x).all() and (full is None or torch.isfinite(full).all())):
             raise self.overflow("inputs")
@@ -52,7 +52,7 @@ class Collector:
     @property
     def sample_tokens(self) -> float:
         """Tokens of a sample, in the mean."""
-        return self.seen / max(1, self.samples)
+        return self.tokens_seen / max(1, self.samples_seen)
 
     def result(self) -> LayerStats | None:
         """The statistics, if any token came. Raises CheckpointError, naming the layer, where sums overflowed."""

@@ -117,11 +117,12 @@ def quantize_group(
     bits: int,
     stats: LayerStats | None = None,
     clips: int = ENOUGH,
-    tokens: float = 1.0,
+    sample_tokens: float = 1.0,
 ) -> list[tuple[QuantizedLinear | None, LayerReport]]:
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
-    `bits` 16 keeps them; `stats` are of so many `clips`, and of so many `tokens` a sample.
+    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one for each model call,
+    have `sample_tokens`.
     """
     weights = [linear.weight for linear in linears]
     reason = "given 16 bits by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
@@ -140,7 +141,7 @@ def quantize_group(
     results = []
     for name, linear in zip(names, linears, strict=True):
         correct = recipe.correct_bias and stats is not None and linear.bias is not None
-        task = Task(linear.weight, split, codec, recipe.symmetric, stats, correct, clips, tokens)
+        task = Task(linear.weight, split, codec, recipe.symmetric, stats, correct, clips, sample_tokens)
         quantized = ROUNDING[recipe.rounding](task)
         restored = quantized.dequantize()
         bias, output_error = linear.bias, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from baselines.figures import compare, entry, interval, resample
 from baselines.methods import METHODS, Case, random_split
 from baselines.rotation import rotation
 from baselines.smoothquant import smoothness
+from baselines.tables import times
 from baselines.timing import Calibrations, timed
 from quality import MODELS, Bench, Run, main, retimed, runs, stored, summarise
 
@@ -31,15 +33,18 @@ from qarvd.quantize.rounding import ROUNDING, Task
 from .conftest import CONFIG, tiny_model
 
 
+@pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("outliers", [0, 32, 96])
-def test_a_rotation_keeps_lengths_and_stays_within_its_range(outliers: int) -> None:
+def test_a_rotation_keeps_lengths_and_stays_within_its_range(outliers: int, signs: bool) -> None:
     split = ChannelSplit(256, tuple(range(5, 5 + outliers)))
-    turn = rotation(split)
+    turn = rotation(split, signs)
     torch.testing.assert_close(turn @ turn.T, torch.eye(256), rtol=0, atol=1e-5)
     chosen, others = split.order[:outliers], split.order[outliers:]
     assert not turn[chosen[:, None], others].any()
     if not outliers:
         assert turn.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256
+        gathered = turn.sum(0).abs().max() / 16  # 1: all channels come together in one
+        assert gathered < 0.3 if signs else gathered == 1
 
 
 def test_smoothing_alone_changes_nothing_and_evens_out_the_inputs() -> None:
@@ -139,6 +144,16 @@ def test_a_run_is_found_by_any_of_its_sections_and_a_pattern_without_one_is_refu
     assert "no run matches 'w2a2/*'" in capsys.readouterr().err
 
 
+def test_runs_of_an_unknown_method_are_refused_before_the_work(
+    quality: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "quality.json").write_text(json.dumps({"runs": {"w4a8/twin/unheard/0": JUDGED}}))
+    with pytest.raises(SystemExit):
+        quality("w4a8/twin/nearest/0")
+    assert "holds runs of unheard, which is no method here" in capsys.readouterr().err
+    assert list(stored(tmp_path / "quality.json")[0]) == ["w4a8/twin/unheard/0"]
+
+
 def test_every_method_is_run_on_both_models_and_the_calibrated_ones_again() -> None:
     listed = list(runs(3))
     assert {(run.method, run.model) for run in listed if run.bits == 4} == {(n, m) for n in METHODS for m in MODELS}
@@ -223,8 +238,6 @@ def test_a_method_without_calibration_is_compared_on_every_calibration_of_ours()
     rows = {row["method"]: row for row in summarise(results, dict.fromkeys(MODELS, JUDGED))["w8a8"]}
     assert rows["nearest"]["ours_against_it"]["ratio"] == 2 / 8
     assert rows["gptq"]["ours_against_it"]["ratio"] == 1 / 8  # of the seed that both have
-    with pytest.raises(ValueError, match="unheard"):
-        summarise({"w8a8/twin/unheard of/0": run(1.0)}, dict.fromkeys(MODELS, JUDGED))
 
 
 def test_means_of_few_seeds_vary_as_those_of_so_many_seeds_do() -> None:
@@ -232,6 +245,11 @@ def test_means_of_few_seeds_vary_as_those_of_so_many_seeds_do() -> None:
     drawn = random.normal(5, 1, (400, 3, 1)).repeat(2, axis=2)  # all prompts alike: the seeds alone tell
     spread = np.mean([resample(values).var() for values in drawn])
     assert spread == pytest.approx(1 / 3, rel=0.1)  # a third less without the correction
+    drawn = random.normal(5, 1, (100, 3, 16))  # of a mean of 48
+    spread = np.mean([resample(values).var() for values in drawn])
+    assert 1 / 48 < spread < 2.2 / 48
+    one = random.normal(5, 1, (1, 16))
+    assert resample(one).var() == pytest.approx(one.var() / 16, rel=0.1)
 
 
 def test_seeds_that_one_method_lacks_are_not_compared() -> None:
@@ -241,8 +259,15 @@ def test_seeds_that_one_method_lacks_are_not_compared() -> None:
 
 def test_a_row_says_what_its_runs_measured() -> None:
     run = {key: [0.5] * 4 for key in ("mse", "mse_last", "digit", "motion")} | {"bytes": 7, "seconds": 2.0}
-    row = entry("x", "twin", [run, run], {"digit": [0.75] * 4, "motion": [0.4] * 4}, peak=5.0)
+    row = entry("x", "twin", [{**run, "seconds": 5.0}, run], {"digit": [0.75] * 4, "motion": [0.4] * 4}, peak=5.0)
     assert (row["mse"], row["mse_low"], row["mse_high"]) == (0.5, 0.5, 0.5)
     assert row["psnr_db"] == pytest.approx(10 * np.log10(50), rel=1e-3)
     assert (row["digit_loss_points"], row["motion_loss_points"], row["motion_loss_high"]) == (25, -10, -10)
-    assert (row["bytes"], row["calibration_seeds"]) == (7, 2)
+    assert (row["bytes"], row["seconds"], row["calibration_seeds"]) == (7, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "written"), [(1.2, "1.20"), (0.996, "1.00"), (0.0996, "0.10"), (0.097, "0.097"), (0.04, "0.040")]
+)
+def test_a_ratio_is_written_with_two_digits_or_more(ratio: float, written: str) -> None:
+    assert times(ratio) == written

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import published, rotation, smoothquant
+from baselines import published, rotation, smoothquant, turned
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
 from baselines.methods import METHODS, Case
@@ -18,7 +18,6 @@ from torch import Tensor
 from qarvd.calibrate.rollout import Setting
 from qarvd.calibrate.stats import LayerStats
 from qarvd.jobs.calibrate import calibrate
-from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
 from qarvd.recipe import Recipe
@@ -130,14 +129,33 @@ def test_what_is_rotated_or_smoothed_can_be_rounded_by_gptq(full: Any) -> None:
 
 def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
     random = torch.Generator().manual_seed(0)
-    turn = rotation.rotation(ChannelSplit(96, tuple(range(7, 39))))
+    turn = torch.linalg.qr(torch.randn(96, 96, generator=random)).Q
     x, x_full = torch.randn(2, 200, 96, generator=random)
     weight = torch.rand(200, generator=random)
     pairs = ((x, x_full), (x @ turn, x_full @ turn))
     before, due = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
-    found = rotation.turned_stats(before, turn)
+    found = turned.turned_stats(before, turn)
     for field in ("gram", "cross", "total", "drift", "samples", "sample_weight"):
         torch.testing.assert_close(getattr(found, field), getattr(due, field), rtol=1e-4, atol=1e-3)
+
+
+def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ranges() -> None:
+    model, text = conftest.tiny_model(), TEXT[..., : conftest.CONFIG.text_dim]
+    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(), 0)
+    case = Case(model, text, SETTING.size, SETTING.frames, 0, 8, lambda prompts: calibration)
+    tree, _ = METHODS["ours_rotated"].build(case)
+    rotated = {name: module for name, module in tree.named_modules() if isinstance(module, turned.Turned)}
+    assert len(rotated) == sum(isinstance(m, torch.nn.Linear) for m in model.tree.blocks.modules()) + 1  # and a text's
+    for module in rotated.values():
+        quantized: Any = module.linear
+        split = quantized.weight.split
+        chosen, others = split.order[: split.n_outlier], split.order[split.n_outlier :]
+        assert not module.turn[chosen[:, None], others].any() and not module.turn[others[:, None], chosen].any()
+    clips = [
+        list(roll_out(t, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1].latents
+        for t in (model.tree, tree)
+    ]
+    assert (clips[1] - clips[0]).square().mean() < 1e-2 * clips[0].square().mean()
 
 
 def test_every_variant_of_ours_makes_another_model() -> None:
@@ -146,7 +164,7 @@ def test_every_variant_of_ours_makes_another_model() -> None:
     calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=4), 0)
     case = Case(model, text, SETTING.size, SETTING.frames, 0, 4, lambda prompts: calibration)
     made = {}
-    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "rotated", *VARIANTS):
+    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "ours_rotated", *VARIANTS):
         tree, _ = METHODS[name].build(case)
         last = list(roll_out(tree, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1]
         made[name] = last.latents

@@ -56,7 +56,9 @@ def test_adarounds_loss_sums_over_the_tokens_of_a_sample_as_published(monkeypatc
     given = task("int4", False, 0)
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(3000, CHANNELS, generator=generator)
-    given = replace(given, stats=LayerStats.of(sample, None, torch.ones(len(sample)), generator), tokens=len(sample))
+    given = replace(
+        given, stats=LayerStats.of(sample, None, torch.ones(len(sample)), generator), sample_tokens=len(sample)
+    )
     slopes = []
 
     def learning(target: torch.Tensor, grid: object, n_outlier: int, gradient: Any) -> torch.Tensor:

@@ -35,7 +35,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:
-        return (value - target) @ hessian * (2 * task.tokens / len(target))
+        return (value - target) @ hessian * (2 * task.sample_tokens / len(target))
 
     codes = learn(target, grid, task.split.n_outlier, gradient)
     return assemble(codes, grid, task.split, task.codec)

@@ -38,8 +38,8 @@ class Task:
     """The layer's bias is corrected afterwards, so that the mean of the output is not the rounding's concern."""
     clips: int = ENOUGH
     """How many calibration clips the statistics are of."""
-    tokens: float = 1.0
-    """Of a calibration sample, which is what one model call reads of one clip."""
+    sample_tokens: float = 1.0
+    """Tokens of a calibration sample, what one model call reads of one clip; AdaRound's loss sums over them."""
 
     @property
     def damping(self) -> float:
