@@ -175,6 +175,8 @@ def once(method: Method) -> Method:
 
 BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
 
+ROTATED = patched(ours(), blockwise, quantize_group=turned.quantize_turned)
+
 METHODS: dict[str, Method] = {
     "ours": ours(),
     "published": as_released(64, static=True),
@@ -203,7 +205,8 @@ METHODS: dict[str, Method] = {
     "without_descent": once(patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes)),
     "detected_outliers": once(ours(changed(outliers="published"))),
     "random_outliers": random_outliers(),
-    "ours_rotated": patched(ours(), blockwise, quantize_group=turned.quantize_turned),
+    "ours_rotated": ROTATED,
+    "ours_rotated_by_32": once(patched(ROTATED, rotation, WIDEST=32)),
     "adaround": once(ours(changed(rounding="adaround"))),
 }
 """By name; the first ones are run first."""

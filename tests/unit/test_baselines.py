@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import baselines.rotation
 import numpy as np
 import pytest
 import torch
@@ -35,7 +36,9 @@ from .conftest import CONFIG, tiny_model
 
 @pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("outliers", [0, 32, 96])
-def test_a_rotation_keeps_lengths_and_stays_within_its_range(outliers: int, signs: bool) -> None:
+def test_a_rotation_keeps_lengths_and_stays_within_its_range(
+    outliers: int, signs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = ChannelSplit(256, tuple(range(5, 5 + outliers)))
     turn = rotation(split, signs)
     torch.testing.assert_close(turn @ turn.T, torch.eye(256), rtol=0, atol=1e-5)
@@ -43,6 +46,8 @@ def test_a_rotation_keeps_lengths_and_stays_within_its_range(outliers: int, sign
     assert not turn[chosen[:, None], others].any()
     if not outliers:
         assert turn.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256
+        monkeypatch.setattr(baselines.rotation, "WIDEST", 32)
+        assert set((rotation(split, signs) != 0).sum(0).tolist()) == {32}
         gathered = turn.sum(0).abs().max() / 16  # 1: all channels come together in one
         assert gathered < 0.3 if signs else gathered == 1
 

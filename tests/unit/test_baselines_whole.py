@@ -164,7 +164,15 @@ def test_every_variant_of_ours_makes_another_model() -> None:
     calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=4), 0)
     case = Case(model, text, SETTING.size, SETTING.frames, 0, 4, lambda prompts: calibration)
     made = {}
-    for name in ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "ours_rotated", *VARIANTS):
+    for name in (
+        "ours",
+        "gptq",
+        "drawn_calls",
+        "detected_outliers",
+        "random_outliers",
+        "ours_rotated",
+        *VARIANTS,
+    ):
         tree, _ = METHODS[name].build(case)
         last = list(roll_out(tree, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1]
         made[name] = last.latents
