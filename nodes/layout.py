@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..qarvd.checkpoint.quantized import FORMATS, MARKER, read_linear, write_linear
-from ..qarvd.errors import CheckpointError, QarvdError
+from ..qarvd.errors import CheckpointError, QarvdError, first_line
 from ..qarvd.ops import reference
 from ..qarvd.ops.backend import REFERENCE
 from ..qarvd.ops.codecs import Codec
@@ -36,13 +36,13 @@ def register() -> str | None:
 
         original: Load = comfy.ops._load_quantized_module
     except (ImportError, AttributeError) as error:
-        return f"that takes ComfyUI 0.27 or later ({_first_line(error)})"
+        return f"that takes ComfyUI 0.27 or later ({first_line(error)})"
     try:
         from . import tensors
     except ImportError as error:
-        return f"comfy-kitchen, which comes with ComfyUI, cannot be imported ({_first_line(error)})"
+        return f"comfy-kitchen, which comes with ComfyUI, cannot be imported ({first_line(error)})"
     except TROUBLE as error:
-        return f"this comfy-kitchen is another than we know ({_first_line(error)})"
+        return f"this comfy-kitchen is another than we know ({first_line(error)})"
 
     before = {name: QUANT_ALGOS.get(name) for name in FORMATS}
     tensors.register_layouts()
@@ -147,7 +147,7 @@ def _trouble(ops: Any) -> str | None:
                 came = linear(x)
             written = linear.state_dict()
         except TROUBLE as error:
-            return f"{name}: {_first_line(error)}"
+            return f"{name}: {first_line(error)}"
         if not torch.equal(came, _product(x, weight, bias)):
             return f"{name}: its output is wrong"
         if any(key not in written or not torch.equal(written[key], tensor) for key, tensor in stored.items()):
@@ -171,7 +171,3 @@ def _sample(codec: Codec) -> QuantizedWeight:
     scale = torch.stack([torch.linspace(0.02, 0.03, out), torch.linspace(0.001, 0.002, out)], dim=1)
     zero = (torch.arange(2 * out).view(out, 2) % 5 - 2).to(torch.int8)
     return QuantizedWeight(codec, split, codec.pack(codes), scale, zero)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

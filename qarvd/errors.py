@@ -23,3 +23,8 @@ class PromptError(QarvdError):
 
 class DeviceError(QarvdError):
     """A graphics card, its driver or its compiler cannot do what is needed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says in one line; its kind, where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

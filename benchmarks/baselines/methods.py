@@ -106,13 +106,12 @@ def as_released(prompts: int, static: bool) -> Method:
     return Method(build, prompts, repeat=not static)
 
 
-def rotated(dual_scale: bool, by_gptq: bool = False) -> Method:
-    """Hadamard rotation, and rounding to nearest or by GPTQ."""
-    prompts = 64 if by_gptq else 0
+def rotated(dual_scale: bool, prompts: int = 0) -> Method:
+    """Hadamard rotation, and rounding to nearest or, where there are prompts, by GPTQ."""
 
     def build(case: Case) -> tuple[Any, int]:
         tree = copy.deepcopy(case.model.tree)
-        inputs = shared_inputs(case, prompts) if by_gptq else None
+        inputs = shared_inputs(case, prompts) if prompts else None
         return tree, rotation.quantize(tree, case.model.config.num_layers, case.bits, dual_scale, inputs)
 
     return Method(build, prompts)
@@ -188,7 +187,7 @@ METHODS: dict[str, Method] = {
     "smoothquant": smoothed(64),
     "rotation": rotated(dual_scale=False),
     "rotation_dual_scale": rotated(dual_scale=True),
-    "rotation_gptq": rotated(dual_scale=False, by_gptq=True),
+    "rotation_gptq": rotated(dual_scale=False, prompts=64),
     "smoothquant_gptq": smoothed(64, by_gptq=True),
     "gptq": patched(ours(BARE), groups, ROUNDING={**ROUNDING, "gptq": plain_gptq}),
     "ours_1_prompt": ours(prompts=1),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..errors import DeviceError, QarvdError
+from ..errors import DeviceError, QarvdError, first_line
 from ..ops.backend import Standing, who_runs
 from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
@@ -100,7 +100,7 @@ def _tested(check: Check, device: torch.device, dtype: torch.dtype) -> tuple[boo
     try:
         share = check(device, dtype)
     except (QarvdError, RuntimeError, NotImplementedError) as error:  # what a broken kernel may raise
-        return False, f"FAILED: {str(error).splitlines()[0]}"
+        return False, f"FAILED: {first_line(error)}"
     if share <= 1:
         return True, "exact" if share == 0 else f"{share:.1g} of tolerance"
     return False, f"FAILED: error is {share:.3g} times what is allowed"

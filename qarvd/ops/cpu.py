@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import first_line
 from .backend import Backend, QuantizedActivation, Run
 from .weight import QuantizedWeight
 
@@ -42,7 +43,7 @@ def _trouble() -> str | None:
     try:
         came = _byte_product(codes, torch.ones(16))(codes)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        return f"this torch lacks oneDNN's 8-bit products ({str(error).splitlines()[0]})"
+        return f"this torch lacks oneDNN's 8-bit products ({first_line(error)})"
     return (
         None if torch.equal(came.double(), codes.double() @ codes.double().T) else "oneDNN's 8-bit products are wrong"
     )

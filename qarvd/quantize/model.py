@@ -121,8 +121,7 @@ def quantize_group(
 ) -> list[tuple[QuantizedLinear | None, LayerReport]]:
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
-    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one for each model call,
-    have `sample_tokens`.
+    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`.
     """
     weights = [linear.weight for linear in linears]
     reason = "given 16 bits by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)

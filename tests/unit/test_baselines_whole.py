@@ -30,7 +30,6 @@ from . import conftest
 CONFIG = replace(conftest.CONFIG, text_dim=32)
 """Here even the text embedding's inputs are aligned."""
 SETTING = Setting(CONFIG, PRESETS["self-forcing"], (4, 4), 6)
-VARIANTS = [name for name in METHODS if name.startswith("without_")]
 NAMES = [name for group in linear_groups(CONFIG.num_layers) for name in group]
 TEXT = torch.randn(3, 4, CONFIG.text_dim, generator=torch.Generator().manual_seed(3))
 
@@ -139,45 +138,41 @@ def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
         torch.testing.assert_close(getattr(found, field), getattr(due, field), rtol=1e-4, atol=1e-3)
 
 
+def tiny(bits: int) -> Case:
+    """A case of the tiny model, calibrated once."""
+    text = TEXT[..., : conftest.CONFIG.text_dim]
+    model = conftest.tiny_model()
+    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=bits), 0)
+    return Case(model, text, SETTING.size, SETTING.frames, 0, bits, lambda prompts: calibration)
+
+
+def last_chunk(tree: Any, case: Case) -> Tensor:
+    chunks = roll_out(tree, conftest.CONFIG, SETTING.preset, case.text, SETTING.size, SETTING.frames, range(3))
+    return list(chunks)[-1].latents
+
+
 def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ranges() -> None:
-    model, text = conftest.tiny_model(), TEXT[..., : conftest.CONFIG.text_dim]
-    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(), 0)
-    case = Case(model, text, SETTING.size, SETTING.frames, 0, 8, lambda prompts: calibration)
+    case = tiny(8)
+    full = case.model.tree
     tree, _ = METHODS["ours_rotated"].build(case)
-    rotated = {name: module for name, module in tree.named_modules() if isinstance(module, turned.Turned)}
-    assert len(rotated) == sum(isinstance(m, torch.nn.Linear) for m in model.tree.blocks.modules()) + 1  # and a text's
-    for module in rotated.values():
+    rotated = [module for module in tree.modules() if isinstance(module, turned.Turned)]
+    assert len(rotated) == sum(isinstance(m, torch.nn.Linear) for m in full.blocks.modules()) + 1  # and a text's
+    for module in rotated:
         quantized: Any = module.linear
         split = quantized.weight.split
         chosen, others = split.order[: split.n_outlier], split.order[split.n_outlier :]
         assert not module.turn[chosen[:, None], others].any() and not module.turn[others[:, None], chosen].any()
-    clips = [
-        list(roll_out(t, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1].latents
-        for t in (model.tree, tree)
-    ]
-    assert (clips[1] - clips[0]).square().mean() < 1e-2 * clips[0].square().mean()
+    due = last_chunk(full, case)
+    assert (last_chunk(tree, case) - due).square().mean() < 1e-2 * due.square().mean()
 
 
 def test_every_variant_of_ours_makes_another_model() -> None:
     """Variants that replace a name of a module would silently be ours where another module holds that name, too."""
-    model, text = conftest.tiny_model(), TEXT[..., : conftest.CONFIG.text_dim]
-    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=4), 0)
-    case = Case(model, text, SETTING.size, SETTING.frames, 0, 4, lambda prompts: calibration)
-    made = {}
-    for name in (
-        "ours",
-        "gptq",
-        "drawn_calls",
-        "detected_outliers",
-        "random_outliers",
-        "ours_rotated",
-        *VARIANTS,
-    ):
-        tree, _ = METHODS[name].build(case)
-        last = list(roll_out(tree, conftest.CONFIG, SETTING.preset, text, SETTING.size, SETTING.frames, range(3)))[-1]
-        made[name] = last.latents
-    same = [pair for pair in combinations(made, 2) if torch.equal(*(made[name] for name in pair))]
-    assert not same
+    case = tiny(4)
+    named = ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "ours_rotated")
+    variants = (*named, *(name for name in METHODS if name.startswith("without_")))
+    made = {name: last_chunk(METHODS[name].build(case)[0], case) for name in variants}
+    assert not [pair for pair in combinations(made, 2) if torch.equal(*(made[name] for name in pair))]
 
 
 def test_smoothquant_takes_the_strength_of_least_error_for_every_input(full: Any) -> None:
