@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 
 import av
@@ -23,6 +25,39 @@ H264, MPEG4 = "libx264", "mpeg4"
 OPTIONS = {H264: {"crf": "18"}, MPEG4: {"qmin": "2", "qmax": "4"}}
 STOPPED = (KeyboardInterrupt, GeneratorExit)
 """Someone had seen enough: what was written so far is kept."""
+
+
+class _Aside:
+    """Runs jobs in a thread of its own, where Ctrl-C never falls: that reaches the main thread only.
+
+    The queues are the interpreter's, in C. What concurrent.futures locks in Python stays locked when Ctrl-C falls just
+    after the locking, and the next job waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="qarvd-video", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        for job, answer in iter(self._jobs.get, None):
+            try:
+                job()
+                answer.put(None)
+            except BaseException as error:
+                answer.put(error)
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Returns when `job` has run, or raises what it raised. An interrupted wait leaves it running."""
+        answer: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._jobs.put((job, answer))
+        if error := answer.get():
+            raise error
+
+    def end(self) -> None:
+        """Returns when all jobs have run."""
+        self._jobs.put(None)
+        self._thread.join()
 
 
 def pick_codec(available: Container[str] = av.codecs_available) -> str:
@@ -57,8 +92,7 @@ class VideoWriter:
         """Raises SettingError when the folder does not exist or cannot be written to."""
         self._part = part_beside(self.path)
         self._mode = self._part.stat().st_mode
-        # Ctrl-C reaches the main thread only, so in this one it never falls between a frame and its packet.
-        self._encoder = ThreadPoolExecutor(1, "qarvd-video")
+        self._encoder = _Aside()  # so Ctrl-C never falls between a frame and its packet
         return self
 
     def write(self, frames: Tensor) -> None:
@@ -68,7 +102,7 @@ class VideoWriter:
                 f"Frames are [n, height, width] or [n, height, width, 3], but these are {tuple(frames.shape)}."
             )
         for frame in to_bytes(frames):
-            self._encoder.submit(self._encode, frame if frames.ndim == 4 else to_rgb(frame)).result()
+            self._encoder.do(partial(self._encode, frame if frames.ndim == 4 else to_rgb(frame)))
 
     def _encode(self, pixels: Tensor) -> None:
         """Append one frame, uint8 [height, width, 3]."""
@@ -109,7 +143,7 @@ class VideoWriter:
     ) -> None:
         try:
             wanted = kind is None or issubclass(kind, STOPPED)
-            self._encoder.submit(lambda: self._close(keep=wanted and self.frames > 0)).result()
+            self._encoder.do(lambda: self._close(keep=wanted and self.frames > 0))
         finally:
-            self._encoder.shutdown()
+            self._encoder.end()
             self._part.unlink(missing_ok=True)

@@ -1,7 +1,12 @@
 """What VideoWriter leaves on the disk, whatever happens while it writes."""
 
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import av
 import numpy as np
@@ -65,22 +70,62 @@ def test_a_stopped_video_keeps_the_frames_written_so_far(tmp_path: Path, stop: t
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
-@pytest.mark.parametrize("delay", [0.003, 0.011, 0.023, 0.037, 0.05])
-def test_a_signal_in_the_middle_of_writing_loses_no_frame_that_was_encoded(tmp_path: Path, delay: float) -> None:
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    """A function: a KeyboardInterrupt after so many seconds, and every ten from then on, so that nothing hangs."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("this system has no interval timer")
+
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", fps=8, scale=4) as writer:
-            writer.write(moving_square(2))
-            signal.setitimer(signal.ITIMER_REAL, delay)
-            while True:
-                writer.write(moving_square(5))
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds, 10) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("delay", [0.003, 0.011, 0.023, 0.037, 0.05])
+def test_a_signal_in_the_middle_of_writing_loses_no_frame_that_was_encoded(
+    tmp_path: Path, alarm: Callable[[float], None], delay: float
+) -> None:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", fps=8, scale=4) as writer:
+        writer.write(moving_square(2))
+        alarm(delay)
+        while True:
+            writer.write(moving_square(5))
+    alarm(0)
     assert len(decode(tmp_path / "a.mp4")) == writer.frames >= 2
+
+
+def test_at_whatever_step_of_handing_a_frame_over_a_signal_comes_the_video_ends(
+    tmp_path: Path, alarm: Callable[[float], None]
+) -> None:
+    def interrupt_at(step: int) -> Callable[[FrameType, str, object], Any]:
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal step
+            frame.f_trace_opcodes = True
+            step -= event == "opcode"
+            if step < 0:
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    step, interrupted = -1, True
+    while interrupted:
+        step += 1
+        alarm(30)
+        with suppress(KeyboardInterrupt), VideoWriter(tmp_path / f"{step}.mp4", fps=8, scale=1) as writer:
+            writer.write(moving_square(1))
+            sys.settrace(interrupt_at(step))
+            try:
+                writer.write(moving_square(1))
+                interrupted = False
+            finally:
+                sys.settrace(None)
+        assert len(decode(writer.path)) == writer.frames >= 1
+    assert step > 100  # Python's steps, not the frames
 
 
 @pytest.mark.parametrize("written", [0, 5])
