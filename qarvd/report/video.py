@@ -27,7 +27,7 @@ STOPPED = (KeyboardInterrupt, GeneratorExit)
 """Someone had seen enough: what was written so far is kept."""
 
 
-class _Aside:
+class _Worker:
     """Runs jobs in a thread of its own, where Ctrl-C never falls: that reaches the main thread only.
 
     The queues are the interpreter's, in C. What concurrent.futures locks in Python stays locked when Ctrl-C falls just
@@ -92,7 +92,7 @@ class VideoWriter:
         """Raises SettingError when the folder does not exist or cannot be written to."""
         self._part = part_beside(self.path)
         self._mode = self._part.stat().st_mode
-        self._encoder = _Aside()  # so Ctrl-C never falls between a frame and its packet
+        self._encoder = _Worker()  # so Ctrl-C never falls between a frame and its packet
         return self
 
     def write(self, frames: Tensor) -> None:
