@@ -99,7 +99,7 @@ def _tested(check: Check, device: torch.device, dtype: torch.dtype) -> tuple[boo
     """Whether an op is right, and how right."""
     try:
         share = check(device, dtype)
-    except (QarvdError, RuntimeError, NotImplementedError) as error:  # what a broken kernel may raise
+    except (QarvdError, RuntimeError) as error:  # what a broken kernel may raise
         return False, f"FAILED: {first_line(error)}"
     if share <= 1:
         return True, "exact" if share == 0 else f"{share:.1g} of tolerance"

@@ -228,8 +228,9 @@ def test_the_mean_of_a_layer_type_is_over_the_blocks_alone() -> None:
 
 def test_a_variant_that_keeps_all_layers_has_no_errors_to_draw() -> None:
     kept = replace(VARIANT, layers=dict.fromkeys(LAYERS, Layer(0, 0.0, kept=True)))
-    for figure in error_figures([kept]):
-        parse(figure.svg)
+    by_layer, by_kind = error_figures([kept])
+    assert hovers(by_layer.svg) == [f"{name}: kept in 16 bits" for name in LAYERS]
+    assert not hovers(by_kind.svg)
 
 
 def test_the_table_has_a_row_for_each_layer_and_nothing_for_one_that_was_kept() -> None:
