@@ -18,8 +18,7 @@ from qarvd.errors import DeviceError
 from qarvd.files import replacing
 from qarvd.ops.cuda import source
 from qarvd.ops.cuda.cubins import SERVES, SHIPPED, Cubin
-from qarvd.ops.cuda.find import Candidate, candidates
-from qarvd.ops.cuda.nvrtc import Nvrtc, installed
+from qarvd.ops.cuda.nvrtc import Candidate, Nvrtc, candidates, installed
 from qarvd.ops.cuda.source import Source
 
 VERSION = (12, 9)

@@ -12,8 +12,7 @@ import torch
 from qarvd.errors import DeviceError
 from qarvd.ops.cuda import cubins, kernels, nvrtc, source
 from qarvd.ops.cuda.cubins import Cubin
-from qarvd.ops.cuda.find import Candidate, candidates
-from qarvd.ops.cuda.nvrtc import Nvrtc
+from qarvd.ops.cuda.nvrtc import Candidate, Nvrtc, candidates
 
 COMPILER = (12, 9)
 """The version of CUDA that prebuilt kernels are made with."""

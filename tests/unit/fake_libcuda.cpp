@@ -11,7 +11,7 @@ typedef void* Handle;
 
 static std::mutex guard;
 static std::string record;
-static std::map<std::string, int> failures;
+static std::map<std::string, int> failures, refused;
 static bool silent = false;
 static size_t argument_bytes = 0;
 static thread_local std::vector<Handle> current;
@@ -19,9 +19,12 @@ static thread_local std::vector<Handle> current;
 EXPORT void fake_reset(int quiet) {
   record.clear();
   failures.clear();
+  refused.clear();
   silent = quiet;
 }
+EXPORT void fake_forget() { record.clear(); }
 EXPORT void fake_fail(const char* function, int code) { failures[function] = code; }
+EXPORT void fake_refuse(const char* image, int code) { refused[image] = code; }
 EXPORT void fake_argument_bytes(size_t count) { argument_bytes = count; }
 EXPORT void fake_record(char* buffer, size_t size) { std::snprintf(buffer, size, "%s", record.c_str()); }
 EXPORT size_t fake_depth() { return current.size(); }
@@ -43,13 +46,22 @@ EXPORT int cuDriverGetVersion(int* version) {
   *version = 12090;
   return done("cuDriverGetVersion", "");
 }
+struct Error {
+  const char *name, *text;
+};
+static const std::map<int, Error> errors = {
+    {1, {"CUDA_ERROR_INVALID_VALUE", "invalid argument"}},
+    {2, {"CUDA_ERROR_OUT_OF_MEMORY", "out of memory"}},
+    {209, {"CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"}},
+    {716, {"CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"}},
+};
 EXPORT int cuGetErrorName(int code, const char** name) {
-  *name = code == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : "CUDA_ERROR_INVALID_VALUE";
-  return code == 999 ? (*name = nullptr, 1) : 0;
+  *name = errors.count(code) ? errors.at(code).name : nullptr;
+  return *name ? 0 : 1;
 }
 EXPORT int cuGetErrorString(int code, const char** text) {
-  *text = code == 209 ? "no kernel image is available for execution on the device" : "invalid argument";
-  return code == 999 ? (*text = nullptr, 1) : 0;
+  *text = errors.count(code) ? errors.at(code).text : nullptr;
+  return *text ? 0 : 1;
 }
 EXPORT int cuDeviceGet(int* device, int ordinal) {
   *device = ordinal;
@@ -73,8 +85,11 @@ EXPORT int cuCtxPopCurrent_v2(Handle* context) {
 static Handle context() { return current.empty() ? nullptr : current.back(); }
 EXPORT int cuModuleLoadData(Handle* module, const char* image) {
   *module = handle(0x200);
-  return done("cuModuleLoadData", " in %p: %.9s", context(), image);
+  int code = done("cuModuleLoadData", " in %p: %.9s", context(), image);
+  auto found = refused.find(image);
+  return code || found == refused.end() ? code : found->second;
 }
+EXPORT int cuModuleUnload(Handle module) { return done("cuModuleUnload", " in %p: %p", context(), module); }
 EXPORT int cuModuleGetFunction(Handle* function, Handle module, const char* name) {
   *function = handle(0x300 + std::strlen(name));
   if (std::strcmp(name, "missing") == 0) return 500;

@@ -1,11 +1,13 @@
-"""A card gets prebuilt kernels, else NVRTC's, else a reason; whatever happens is decided once and said."""
+"""A card gets the first kernels that its driver takes, else every reason; what may pass is tried again."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,26 +15,33 @@ import torch
 
 from qarvd.errors import DeviceError
 from qarvd.ops import backend
-from qarvd.ops.cuda import device
+from qarvd.ops.cuda import cache, device
 from qarvd.ops.cuda.cubins import Cubin
 from qarvd.ops.cuda.driver import Driver
 from qarvd.ops.cuda.nvrtc import Nvrtc
+from qarvd.ops.cuda.offers import Offer, keep, offers
 from qarvd.ops.cuda.source import Source, read
+
+from .fake_driver import FakeDriver, opened
 
 SOURCE = Source({"kernels.cu": "the kernels"})
 PREBUILT = Cubin("sm_86", SOURCE.hash, "NVRTC 12.9", b"prebuilt")
+NO_IMAGE = "no kernel image is available for execution on the device (CUDA_ERROR_NO_BINARY_FOR_GPU, 209)"
+FULL = "The CUDA driver could not load the kernels on device 0: out of memory (CUDA_ERROR_OUT_OF_MEMORY, 2)"
 
 
 class FakeNvrtc(Nvrtc):
-    """Knows sm_87, and counts how often it compiles."""
+    """Knows Ampere, and counts how often it compiles; with `trouble` it can't."""
 
-    def __init__(self, version: tuple[int, int] = (12, 9)) -> None:
-        self.version, self.path, self.architectures = version, "libnvrtc.so", frozenset({"sm_87", "sm_86"})
-        self.compiled = 0
+    def __init__(self, version: tuple[int, int] = (12, 9), known: str = "sm_87 sm_86", trouble: str = "") -> None:
+        self.version, self.path, self.architectures = version, f"libnvrtc.so.{version[0]}", frozenset(known.split())
+        self.compiled, self.trouble = 0, trouble
 
     def compile(self, source: Source, architecture: str) -> Cubin:
         self.compiled += 1
-        return Cubin(architecture, source.hash, self.name, b"compiled")
+        if self.trouble:
+            raise DeviceError(f"{self.name} can't compile the kernels for {architecture}: {self.trouble}")
+        return Cubin(architecture, source.hash, self.name, b"compiled by %d.%d" % self.version)
 
 
 @pytest.fixture
@@ -43,124 +52,305 @@ def prebuilt(tmp_path: Path) -> Path:
     return folder
 
 
-def obtain(
+def offered(
     capability: tuple[int, int],
     prebuilt: Path,
-    found: Nvrtc | str,
+    *found: Nvrtc | str,
     folder: Path | None = None,
     said: list[str] | None = None,
-) -> tuple[Cubin, str]:
+) -> list[Offer | str]:
+    """Everything, where each is refused."""
     said = [] if said is None else said
-    return device.obtain(capability, folder, said.append, SOURCE, prebuilt, lambda: found)
+    return list(offers(capability, folder, said.append, SOURCE, prebuilt, lambda: iter(found)))
 
 
-def test_prebuilt_kernels_are_taken_without_looking_for_a_compiler(prebuilt: Path) -> None:
-    cubin, origin = device.obtain((8, 6), None, pytest.fail, SOURCE, prebuilt, lambda: pytest.fail("looked for NVRTC"))
-    assert cubin == PREBUILT and origin == "prebuilt for sm_86 with NVRTC 12.9"
+def test_prebuilt_kernels_come_first_and_nothing_looks_for_a_compiler_before_they_are_refused(prebuilt: Path) -> None:
+    found = offers((8, 6), None, pytest.fail, SOURCE, prebuilt, lambda: pytest.fail("looked for NVRTC"))
+    assert next(found) == Offer(PREBUILT, "prebuilt for sm_86 with NVRTC 12.9")
+    with pytest.raises(pytest.fail.Exception, match="looked for NVRTC"):
+        next(found)
 
 
-def test_what_is_not_prebuilt_is_compiled_once_and_said(prebuilt: Path, tmp_path: Path) -> None:
-    compiler, folder, said = FakeNvrtc(), tmp_path / "cache", []
-    first, origin = obtain((8, 7), prebuilt, compiler, folder, said)
-    assert origin == (
-        f"compiled for sm_87 with NVRTC 12.9 (no kernels are prebuilt for compute capability 8.7); kept in {folder}"
-    )
+def test_what_is_not_prebuilt_is_compiled_and_that_is_said_before(prebuilt: Path) -> None:
+    said: list[str] = []
+    assert offered((8, 7), prebuilt, FakeNvrtc(), said=said) == [
+        "no kernels are prebuilt for compute capability 8.7",
+        Offer(
+            Cubin("sm_87", SOURCE.hash, "NVRTC 12.9", b"compiled by 12.9"), "compiled for sm_87 with NVRTC 12.9", True
+        ),
+    ]
     assert said == ["Compiling the CUDA kernels for sm_87, which takes up to a minute and is done once."]
-    second, origin = obtain((8, 7), prebuilt, compiler, folder, said)
-    assert origin.startswith("compiled earlier for sm_87") and len(said) == compiler.compiled == 1
-    assert first == second == Cubin("sm_87", SOURCE.hash, "NVRTC 12.9", b"compiled")
+
+
+def test_what_was_kept_comes_before_the_compiler_is_asked_again(prebuilt: Path, tmp_path: Path) -> None:
+    compiler, folder = FakeNvrtc(), tmp_path / "cache"
+    made = offered((8, 7), prebuilt, compiler)[-1]
+    assert isinstance(made, Offer) and keep(folder, made.cubin) == f"kept in {folder}"
+    found = offers((8, 7), folder, pytest.fail, SOURCE, prebuilt, lambda: iter([compiler]))
+    assert list(islice(found, 2))[1] == Offer(made.cubin, "compiled earlier for sm_87 with NVRTC 12.9")
+    assert compiler.compiled == 1
+
+
+@pytest.mark.parametrize("of_now", [b"compiled by 12.9", b"compiled by another 12.9"])
+def test_kept_kernels_that_are_refused_are_compiled_again_and_offered_if_they_differ(
+    prebuilt: Path, tmp_path: Path, of_now: bytes
+) -> None:
+    kept = Cubin("sm_87", SOURCE.hash, "NVRTC 12.9", of_now)
+    cache.put(tmp_path / "cache", kept)
+    compiler = FakeNvrtc()
+    found = [x for x in offered((8, 7), prebuilt, compiler, folder=tmp_path / "cache") if isinstance(x, Offer)]
+    assert found[0].cubin == kept and compiler.compiled == 1
+    assert [(x.cubin.image, x.new) for x in found[1:]] == (
+        [] if of_now == b"compiled by 12.9" else [(b"compiled by 12.9", True)]
+    )
 
 
 def test_a_damaged_cache_entry_and_another_version_of_the_compiler_compile_again(
     prebuilt: Path, tmp_path: Path
 ) -> None:
-    compiler = FakeNvrtc()
-    obtain((8, 7), prebuilt, compiler, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").iterdir()
+    folder = tmp_path / "cache"
+    cache.put(folder, FakeNvrtc().compile(SOURCE, "sm_87"))
+    _, newer = offered((8, 7), prebuilt, FakeNvrtc((13, 0)), folder=folder)
+    assert isinstance(newer, Offer) and newer.new and newer.cubin.compiler == "NVRTC 13.0"
+    (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
-    obtain((8, 7), prebuilt, compiler, tmp_path / "cache")
-    assert compiler.compiled == 2
-    newer = FakeNvrtc((13, 0))
-    assert obtain((8, 7), prebuilt, newer, tmp_path / "cache")[0].compiler == "NVRTC 13.0"
-    assert newer.compiled == 1
+    _, again = offered((8, 7), prebuilt, FakeNvrtc(), folder=folder)
+    assert isinstance(again, Offer) and again.new
 
 
 def test_stale_prebuilt_kernels_are_compiled_for_the_very_card(prebuilt: Path) -> None:
     (prebuilt / "sm_86.xz").write_bytes(replace(PREBUILT, source="0" * 64).pack())
-    cubin, origin = obtain((8, 6), prebuilt, FakeNvrtc())
-    assert cubin.architecture == "sm_86"
-    assert "the prebuilt sm_86.xz was made from another source" in origin and origin.endswith("; not kept")
+    why, made = offered((8, 6), prebuilt, FakeNvrtc())
+    assert why == "the prebuilt sm_86.xz was made from another source"
+    assert isinstance(made, Offer) and made.cubin.architecture == "sm_86"
 
 
-def test_kernels_that_cannot_be_kept_run_all_the_same(prebuilt: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    cubin, origin = obtain((8, 7), prebuilt, FakeNvrtc(), tmp_path / "file" / "cache")
-    assert cubin.image == b"compiled" and "not kept: The folder" in origin
+def test_a_compiler_that_cannot_serve_the_card_gives_way_to_the_next(prebuilt: Path) -> None:
+    broken = FakeNvrtc((12, 4), trouble="NVRTC_ERROR_BUILTIN_OPERATION_FAILURE.")
+    same = FakeNvrtc((12, 9))
+    *why, made = offered((8, 7), prebuilt, "a.so can't be used", FakeNvrtc((11, 2), "sm_80"), broken, FakeNvrtc(), same)
+    assert why[1:] == [
+        "a.so can't be used",
+        "NVRTC 11.2 of libnvrtc.so.11 does not know sm_87",
+        "NVRTC 12.4 can't compile the kernels for sm_87: NVRTC_ERROR_BUILTIN_OPERATION_FAILURE",
+    ]
+    assert isinstance(made, Offer) and made.origin == "compiled for sm_87 with NVRTC 12.9"
+    assert same.compiled == 0, "the same version would make the same kernels"
 
 
-@pytest.mark.parametrize(
-    ("capability", "found", "reasons"),
-    [
-        ((7, 0), FakeNvrtc(), ["compute capability 7.0 are too old", "need 7.5"]),
-        ((8, 7), "there is no NVRTC", ["no kernels are prebuilt for compute capability 8.7", "there is no NVRTC"]),
-        ((13, 0), FakeNvrtc(), ["compute capability 13.0", "does not know sm_130"]),
-    ],
-)
-def test_where_no_kernels_can_be_had_every_reason_is_said(
-    prebuilt: Path, capability: tuple[int, int], found: Nvrtc | str, reasons: list[str]
-) -> None:
-    with pytest.raises(DeviceError) as error:
-        obtain(capability, prebuilt, found)
-    assert all(reason in str(error.value) for reason in reasons)
+def test_a_card_that_is_too_old_is_told_so(prebuilt: Path) -> None:
+    with pytest.raises(DeviceError, match=r"compute capability 7\.0 are too old; the kernels need 7\.5"):
+        offered((7, 0), prebuilt, FakeNvrtc())
 
 
 CARD = torch.device("cuda", 0)
 
 
+@dataclass
+class Machine:
+    """Torch with two cards, a driver and a clock, none of them real."""
+
+    driver: FakeDriver
+    compilers: tuple[Nvrtc | str, ...] = ("there is no NVRTC",)
+    capability: tuple[int, int] = (8, 6)
+    now: float = 100.0
+    emptied: int = 0
+    """How often torch was told to give back the memory that it holds for later."""
+
+
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch, fake_libcuda: Path) -> pytest.MonkeyPatch:
-    """Torch with two cards of compute capability 8.6, and a driver, none of them real."""
-    monkeypatch.setattr(device, "_loaded", {})
+def machine(monkeypatch: pytest.MonkeyPatch, fake_libcuda: Path, prebuilt: Path) -> Machine:
+    """Cards of compute capability 8.6, with prebuilt kernels and without a compiler."""
+    here = Machine(opened(str(fake_libcuda)))
+    here.driver.library.fake_argument_bytes(0)
+
+    def of_here(capability: tuple[int, int], folder: Path | None, say: device.Say) -> Iterator[Offer | str]:
+        return offers(capability, folder, say, SOURCE, prebuilt, lambda: iter(here.compilers))
+
+    def empty_cache() -> None:
+        here.emptied += 1
+
+    monkeypatch.setattr(device, "_cards", {})
+    monkeypatch.setattr(device, "offers", of_here)
+    monkeypatch.setattr(device, "monotonic", lambda: here.now)
+    monkeypatch.setattr(device, "Driver", lambda: Driver(here.driver.path))
     monkeypatch.setattr(torch.version, "cuda", "12.9")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
-    monkeypatch.setattr(device, "Driver", lambda: Driver(str(fake_libcuda)))
-    monkeypatch.setattr(device, "obtain", lambda capability, *_: (PREBUILT, f"for {capability}"))
-    return monkeypatch
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: here.capability)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    return here
 
 
-def test_each_card_is_loaded_once_for_the_process(card: pytest.MonkeyPatch) -> None:
+def origin(loaded: device.Loaded | str) -> str:
+    assert isinstance(loaded, device.Loaded), loaded
+    return loaded.origin
+
+
+def test_each_card_is_loaded_once_for_the_process(machine: Machine) -> None:
     assert device.refuses(CARD) is None
     loaded = device.load(CARD)
-    assert isinstance(loaded, device.Loaded) and loaded.origin == "for (8, 6)"
-    assert device.launcher(CARD) is loaded.launcher
+    assert origin(loaded) == "prebuilt for sm_86 with NVRTC 12.9"
+    assert isinstance(loaded, device.Loaded) and device.launcher(CARD) is loaded.launcher
     other = device.launcher(torch.device("cuda"))
     assert other is device.launcher(torch.device("cuda", 1)) and other is not loaded.launcher
-    card.setattr(device, "obtain", lambda *_: pytest.fail("loaded again"))
-    assert device.load(CARD) == loaded
+    machine.driver.lines()
+    assert device.load(CARD) is loaded and machine.driver.lines() == []
 
 
 @pytest.mark.parametrize("turing", [False, True])
-def test_a_loaded_card_has_every_kernel_ready(card: pytest.MonkeyPatch, turing: bool) -> None:
+def test_a_loaded_card_has_every_kernel_ready(machine: Machine, turing: bool) -> None:
     """What an op would load at its first call could not be captured in a CUDA graph."""
-    card.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if turing else (8, 6))
+    if turing:
+        machine.capability, machine.compilers = (7, 5), (FakeNvrtc(known="sm_75"),)
     names = set(re.findall(r"qarvd_\w+", read().files["kernels.cu"]))
     due = {name for name in names if not (turing and "bf16" in name)}
     assert set(device.launcher(CARD)._limits) == due
     assert len(due) == (10 if turing else 14)
 
 
-def test_a_card_that_refuses_does_so_with_a_reason_and_is_not_asked_again(card: pytest.MonkeyPatch) -> None:
+def test_a_refused_prebuilt_module_leads_to_a_compiler_and_both_are_told(machine: Machine, tmp_path: Path) -> None:
+    machine.driver.refuse(b"prebuilt", 209)
+    machine.compilers, said = (FakeNvrtc((11, 8)),), []
+    loaded = device.load(CARD, tmp_path / "kept", said.append)
+    assert origin(loaded) == (
+        f"compiled for sm_86 with NVRTC 11.8, kept in {tmp_path / 'kept'} (prebuilt for sm_86 with NVRTC 12.9, but the "
+        f"driver could not load the kernels on device 0: {NO_IMAGE})"
+    )
+    assert len(said) == 1
+    assert cache.get(tmp_path / "kept", SOURCE.hash, "sm_86", "NVRTC 11.8") is not None
+
+
+def test_kernels_that_cannot_be_kept_run_all_the_same(machine: Machine, tmp_path: Path) -> None:
+    machine.capability, machine.compilers = (8, 7), (FakeNvrtc(),)
+    (tmp_path / "file").touch()
+    assert "compiled for sm_87 with NVRTC 12.9, not kept: The folder" in origin(
+        device.load(CARD, tmp_path / "file" / "cache")
+    )
+    assert "compiled for sm_87 with NVRTC 12.9, not kept (no kernels are" in origin(
+        device.load(torch.device("cuda", 1))
+    )
+
+
+def test_a_refused_kept_module_is_replaced(machine: Machine, tmp_path: Path) -> None:
+    machine.capability, machine.compilers = (8, 7), (FakeNvrtc(),)
+    cache.put(tmp_path, Cubin("sm_87", SOURCE.hash, "NVRTC 12.9", b"kept"))
+    machine.driver.refuse(b"kept", 209)
+    assert "compiled earlier for sm_87 with NVRTC 12.9, but the driver could not" in origin(device.load(CARD, tmp_path))
+    now = cache.get(tmp_path, SOURCE.hash, "sm_87", "NVRTC 12.9")
+    assert now is not None and now.image == b"compiled by 12.9"
+
+
+def test_a_module_without_one_of_the_kernels_is_refused_too_and_unloaded(machine: Machine) -> None:
+    machine.driver.fail("cuFuncSetAttribute", 1)
+    reason = device.refuses(CARD)
+    assert reason is not None and reason.startswith(
+        "prebuilt for sm_86 with NVRTC 12.9, but the driver could not give the kernel qarvd_quantize_activation 0 bytes"
+    )
+    assert machine.driver.asked("cuModule")[-1] == "cuModuleUnload in 0x100: 0x200"
+
+
+def test_where_no_kernels_can_be_had_every_reason_is_said_and_the_card_is_not_asked_again(machine: Machine) -> None:
+    machine.driver.refuse(b"prebuilt", 209)
+    machine.driver.refuse(b"compiled by 12.4", 209)
+    machine.compilers = ("a.so can't be used", FakeNvrtc((12, 4)), FakeNvrtc((13, 0), "sm_90"))
+    reason = device.refuses(CARD)
+    assert reason == (
+        f"prebuilt for sm_86 with NVRTC 12.9, but the driver could not load the kernels on device 0: {NO_IMAGE}; "
+        "a.so can't be used; "
+        f"compiled for sm_86 with NVRTC 12.4, but the driver could not load the kernels on device 0: {NO_IMAGE}; "
+        "NVRTC 13.0 of libnvrtc.so.13 does not know sm_86"
+    )
+    assert not isinstance(reason, device.ForNow)
+    machine.driver.library.fake_reset(0)
+    machine.now += 1000
+    assert device.refuses(CARD) == reason and machine.driver.lines() == []
+    with pytest.raises(DeviceError, match="can't run on cuda:0: prebuilt for sm_86"):
+        device.launcher(CARD)
+
+
+@pytest.mark.parametrize("full", ["cuDevicePrimaryCtxRetain", "cuModuleLoadData", "cuFuncLoad"])
+def test_memory_that_torch_holds_for_later_is_given_back_before_a_card_counts_as_full(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    machine.driver.fail(full, 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: machine.driver.fail(full, 0))
+    assert device.refuses(CARD) is None
+    modules = machine.driver.asked("cuModuleLoad", "cuModuleUnload")
+    assert len(modules) == {"cuDevicePrimaryCtxRetain": 1, "cuModuleLoadData": 2, "cuFuncLoad": 3}[full]
+
+
+def test_a_full_card_refuses_for_now_and_is_asked_again_after_a_pause(machine: Machine) -> None:
+    machine.driver.fail("cuModuleLoadData", 2)
+    machine.compilers = (FakeNvrtc(trouble="not to be asked"),)
+    reason = device.refuses(CARD)
+    assert reason == FULL and isinstance(reason, device.ForNow) and machine.emptied == 1
+    machine.driver.lines()
+    machine.driver.fail("cuModuleLoadData", 0)
+    for _ in range(1000):  # a stream's calls, in less than the pause
+        assert device.refuses(CARD) is reason
+    assert machine.driver.lines() == [] and machine.emptied == 1
+    machine.now += device.PAUSE
+    assert origin(device.load(CARD)) == "prebuilt for sm_86 with NVRTC 12.9"
+
+
+def test_a_card_that_stays_full_is_asked_once_a_pause(machine: Machine) -> None:
+    machine.driver.fail("cuModuleLoadData", 2)
+    for tried in range(1, 4):
+        for _ in range(2):
+            assert isinstance(device.refuses(CARD), device.ForNow)
+        assert machine.emptied == tried
+        machine.now += device.PAUSE
+
+
+def test_what_was_compiled_for_a_full_card_is_not_compiled_again(machine: Machine) -> None:
+    compiler = FakeNvrtc()
+    machine.capability, machine.compilers = (8, 7), (compiler,)
+    machine.driver.fail("cuFuncLoad", 2)
+    assert isinstance(device.refuses(CARD), device.ForNow)
+    machine.driver.fail("cuFuncLoad", 0)
+    machine.now += device.PAUSE
+    assert origin(device.load(CARD)) == (
+        "compiled for sm_87 with NVRTC 12.9, not kept (no kernels are prebuilt for compute capability 8.7)"
+    )
+    assert compiler.compiled == 1
+
+
+def test_a_full_card_keeps_nothing_of_what_was_loaded(machine: Machine) -> None:
+    machine.driver.fail("cuFuncLoad", 2)
+    assert isinstance(device.refuses(CARD), device.ForNow)
+    modules = machine.driver.asked("cuModuleLoad", "cuModuleUnload")
+    assert [line.split()[0] for line in modules] == ["cuModuleLoadData", "cuModuleUnload"] * 2
+    assert machine.driver.library.fake_depth() == 0
+
+
+@pytest.mark.parametrize(("function", "code"), [("cuInit", 802), ("cuModuleLoadData", 900), ("cuCtxPushCurrent", 46)])
+def test_other_errors_that_may_pass_are_not_kept_either(machine: Machine, function: str, code: int) -> None:
+    machine.driver.fail(function, code)
+    assert isinstance(device.refuses(CARD), device.ForNow) and machine.emptied == 0
+    machine.driver.fail(function, 0)
+    machine.now += device.PAUSE
+    assert device.refuses(CARD) is None
+
+
+def test_a_card_that_is_lost_to_the_process_is_offered_nothing_more(machine: Machine) -> None:
+    machine.driver.fail("cuModuleLoadData", 716)
+    machine.compilers = (compiler := FakeNvrtc(),)
+    assert device.refuses(CARD) == (
+        "The CUDA driver could not load the kernels on device 0: misaligned address (CUDA_ERROR_MISALIGNED_ADDRESS, "
+        "716); earlier work on the card failed, and only a new process can use the card again"
+    )
+    assert compiler.compiled == 0
+
+
+def test_a_driver_that_cannot_be_opened_is_not_opened_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise DeviceError("The driver is out to lunch.")
 
-    card.setattr(device, "Driver", fail)
+    monkeypatch.setattr(device, "Driver", fail)
     assert device.refuses(CARD) == "The driver is out to lunch"
-    card.setattr(device, "Driver", lambda: pytest.fail("asked again"))
+    monkeypatch.setattr(device, "Driver", lambda: pytest.fail("asked again"))
     assert device.refuses(CARD) == "The driver is out to lunch"
-    with pytest.raises(DeviceError, match="can't run on cuda:0: The driver is out to lunch"):
-        device.launcher(CARD)
 
 
 def test_other_devices_and_a_torch_without_cuda_are_refused_without_asking_the_driver(

@@ -6,13 +6,14 @@ import ctypes
 import threading
 import time
 from ctypes import Structure, c_float, c_int, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from qarvd.errors import DeviceError
-from qarvd.ops.cuda.driver import Driver, Launcher, library_name
+from qarvd.ops.cuda.driver import Driver, DriverError, Launcher, library_name
+
+from .fake_driver import FakeDriver, opened
 
 IMAGE = b"\x7fELF image\0 of kernels"
 MICROSECONDS = 20
@@ -23,41 +24,20 @@ class Arguments(Structure):
     _fields_ = [("pointer", c_void_p), ("count", c_int), ("scale", c_float)]
 
 
-@dataclass
-class Fake:
-    """The fake driver's own levers."""
-
-    path: str
-    library: ctypes.CDLL
-
-    def fail(self, function: str, code: int) -> None:
-        self.library.fake_fail(function.encode(), code)
-
-    def lines(self) -> list[str]:
-        """What the driver was asked since the last look."""
-        buffer = ctypes.create_string_buffer(1 << 16)
-        self.library.fake_record(buffer, len(buffer))
-        self.library.fake_reset(0)
-        return buffer.value.decode().splitlines()
+@pytest.fixture
+def fake(fake_libcuda: Path) -> FakeDriver:
+    fake = opened(str(fake_libcuda))
+    fake.library.fake_argument_bytes(ctypes.sizeof(Arguments))
+    return fake
 
 
 @pytest.fixture
-def fake(fake_libcuda: Path) -> Fake:
-    library = ctypes.CDLL(str(fake_libcuda))
-    library.fake_reset(0)
-    library.fake_argument_bytes.argtypes = (ctypes.c_size_t,)
-    library.fake_argument_bytes(ctypes.sizeof(Arguments))
-    library.fake_record.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
-    return Fake(str(fake_libcuda), library)
-
-
-@pytest.fixture
-def driver(fake: Fake) -> Driver:
+def driver(fake: FakeDriver) -> Driver:
     return Driver(fake.path)
 
 
 def test_a_module_is_loaded_in_the_context_that_torch_uses_and_the_former_one_comes_back(
-    fake: Fake, driver: Driver
+    fake: FakeDriver, driver: Driver
 ) -> None:
     assert driver.version == (12, 9)
     fake.lines()
@@ -72,7 +52,7 @@ def test_a_module_is_loaded_in_the_context_that_torch_uses_and_the_former_one_co
     assert fake.library.fake_depth() == 0
 
 
-def test_preparing_does_all_that_may_allocate_and_only_once(fake: Fake, driver: Driver) -> None:
+def test_preparing_does_all_that_may_allocate_and_only_once(fake: FakeDriver, driver: Driver) -> None:
     launcher = Launcher(driver, 0, IMAGE)
     fake.lines()
     launcher.prepare("linear", 65536)
@@ -90,7 +70,9 @@ def test_preparing_does_all_that_may_allocate_and_only_once(fake: Fake, driver: 
     assert "cuFuncSetAttribute in 0x100: 0x306 8 98304" in fake.lines()
 
 
-def test_a_launch_passes_one_struct_by_value_on_the_stream_and_allocates_nothing(fake: Fake, driver: Driver) -> None:
+def test_a_launch_passes_one_struct_by_value_on_the_stream_and_allocates_nothing(
+    fake: FakeDriver, driver: Driver
+) -> None:
     launcher = Launcher(driver, 1, IMAGE)
     launcher.prepare("append", 0)
     fake.lines()
@@ -104,7 +86,7 @@ def test_a_launch_passes_one_struct_by_value_on_the_stream_and_allocates_nothing
     ]
 
 
-def test_each_device_has_its_module_and_any_thread_may_launch(fake: Fake, driver: Driver) -> None:
+def test_each_device_has_its_module_and_any_thread_may_launch(fake: FakeDriver, driver: Driver) -> None:
     launchers = [Launcher(driver, device, IMAGE) for device in (0, 1)]
     for launcher in launchers:
         launcher.prepare("k", 0)
@@ -133,7 +115,7 @@ def test_each_device_has_its_module_and_any_thread_may_launch(fake: Fake, driver
     ],
 )
 def test_an_error_while_loading_is_a_sentence_and_leaves_the_context_as_it_was(
-    fake: Fake, driver: Driver, function: str, doing: str
+    fake: FakeDriver, driver: Driver, function: str, doing: str
 ) -> None:
     fake.fail(function, 209)
     with pytest.raises(DeviceError) as error:
@@ -146,7 +128,7 @@ def test_an_error_while_loading_is_a_sentence_and_leaves_the_context_as_it_was(
 
 
 @pytest.mark.parametrize("function", ["cuModuleGetFunction", "cuFuncSetAttribute", "cuFuncLoad"])
-def test_a_kernel_that_could_not_be_prepared_is_not_there(fake: Fake, driver: Driver, function: str) -> None:
+def test_a_kernel_that_could_not_be_prepared_is_not_there(fake: FakeDriver, driver: Driver, function: str) -> None:
     launcher = Launcher(driver, 0, IMAGE)
     fake.fail(function, 1)
     with pytest.raises(DeviceError, match=r"kernel linear.*invalid argument \(CUDA_ERROR_INVALID_VALUE, 1\)"):
@@ -154,20 +136,52 @@ def test_a_kernel_that_could_not_be_prepared_is_not_there(fake: Fake, driver: Dr
     assert fake.library.fake_depth() == 0
     with pytest.raises(KeyError):
         launcher.launch("linear", (1, 1, 1), 32, 0, Arguments(), 0)
+    fake.fail(function, 0)
     fake.lines()
     launcher.prepare("linear", 0)
     assert fake.lines()
 
 
-def test_an_error_at_launch_names_the_kernel_and_leaves_the_context_as_it_was(fake: Fake, driver: Driver) -> None:
+def test_an_error_at_launch_names_the_kernel_and_leaves_the_context_as_it_was(fake: FakeDriver, driver: Driver) -> None:
     launcher = Launcher(driver, 0, IMAGE)
     launcher.prepare("linear", 0)
     for function in ("cuLaunchKernel", "cuCtxPushCurrent"):
-        fake.lines()
+        fake.library.fake_reset(0)
         fake.fail(function, 1)
         with pytest.raises(DeviceError, match=r"launch linear \(grid \(1, 2, 3\), 32 threads, 64 bytes shared\)"):
             launcher.launch("linear", (1, 2, 3), 32, 64, Arguments(), 0)
         assert fake.library.fake_depth() == 0
+
+
+def test_a_module_that_is_not_going_to_be_used_is_unloaded_where_it_lies(fake: FakeDriver, driver: Driver) -> None:
+    launcher = Launcher(driver, 2, IMAGE)
+    launcher.prepare("linear", 0)
+    fake.lines()
+    launcher.unload()
+    assert fake.lines() == ["cuCtxPushCurrent 0x102", "cuModuleUnload in 0x102: 0x200", "cuCtxPopCurrent"]
+    with pytest.raises(KeyError):
+        launcher.launch("linear", (1, 1, 1), 32, 0, Arguments(), 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "passes", "lost"),
+    [
+        (2, True, False),
+        (46, True, False),
+        (802, True, False),
+        (209, False, False),
+        (1, False, False),
+        (716, False, True),
+    ],
+)
+def test_an_error_tells_whether_it_may_pass_and_whether_the_card_is_lost(
+    driver: Driver, code: int, passes: bool, lost: bool
+) -> None:
+    with pytest.raises(DriverError) as error:
+        driver.check(code, "do it")
+    assert (error.value.code, error.value.passes, error.value.lost) == (code, passes, lost)
+    assert str(error.value) == f"The CUDA driver could not {error.value.reason}."
+    assert str(error.value).endswith(" only a new process can use the card again.") == lost
 
 
 def test_an_error_that_the_driver_cannot_name_keeps_its_number(driver: Driver) -> None:
@@ -175,7 +189,7 @@ def test_an_error_that_the_driver_cannot_name_keeps_its_number(driver: Driver) -
         driver.check(999, "do it")
 
 
-def test_a_missing_an_old_and_a_failing_driver_are_said(fake: Fake, tmp_path: Path) -> None:
+def test_a_missing_an_old_and_a_failing_driver_are_said(fake: FakeDriver, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="install the driver"):
         Driver(str(tmp_path / "libcuda.so.1"))
     with pytest.raises(DeviceError, match="update the driver"):
@@ -189,7 +203,7 @@ def test_the_driver_has_another_name_on_windows() -> None:
     assert (library_name("linux"), library_name("win32")) == ("libcuda.so.1", "nvcuda.dll")
 
 
-def test_a_launch_costs_the_cpu_little(fake: Fake, driver: Driver) -> None:
+def test_a_launch_costs_the_cpu_little(fake: FakeDriver, driver: Driver) -> None:
     launcher = Launcher(driver, 0, IMAGE)
     launcher.prepare("linear", 0)
     fake.library.fake_reset(1)

@@ -1,24 +1,25 @@
-"""The kernels of each card: prebuilt ones where there are any, else compiled by NVRTC; loaded once per process."""
+"""The kernels of each card: prebuilt, compiled earlier or now, whichever its driver takes first; once per process."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import torch
 
-from ...errors import DeviceError, SettingError
-from . import cache, cubins, nvrtc, source
-from .cubins import Cubin
-from .driver import Driver, Launcher
-from .nvrtc import Nvrtc
-from .prepare import prepare
-from .source import Source
+from ...errors import DeviceError
+from . import kernels
+from .driver import OUT_OF_MEMORY, Driver, DriverError, Launcher
+from .offers import Offer, Say, keep, offers
 
-LEAST = (7, 5)
-"""Compute capability of the oldest cards that the kernels are written for (Turing)."""
+PAUSE = 5.0
+"""Seconds until a card that failed for now is tried again: ops come here at every call, and a try may make torch give
+back the memory that it holds for later."""
 
 
 class Loaded(NamedTuple):
@@ -26,23 +27,40 @@ class Loaded(NamedTuple):
 
     launcher: Launcher
     origin: str
-    """Where they come from, for people."""
+    """Where they come from, and why not from where it would be simpler, for people."""
 
 
-_loaded: dict[int, Loaded | str] = {}  # modules can't be unloaded while torch may still launch from them
+class ForNow(str):
+    """Why a card has no kernels at this moment, such as full memory: keep nothing that was chosen for this reason."""
+
+
+@dataclass
+class _Search:
+    """What is left to offer to a card's driver, and why what came before did not do."""
+
+    left: Iterator[Offer | str]
+    reasons: list[str] = field(default_factory=list)
+
+
+class _Pause(NamedTuple):
+    """A search that failed for now, and when it goes on, in seconds of `monotonic`."""
+
+    search: _Search
+    reason: ForNow
+    until: float
+
+
+_cards: dict[int, Loaded | str | _Pause] = {}  # modules can't be unloaded while torch may still launch from them
 _lock = threading.Lock()
 
 
-Say = Callable[[str], object]
-
-
 def load(device: torch.device, folder: Path | None = None, say: Say = lambda text: None) -> Loaded | str:
-    """The kernels for `device`, or why there are none; the first call for a card decides.
+    """The kernels for `device`, or why there are none; the first call for a card decides, unless that is `ForNow`.
 
-    Where NVRTC has to compile, that takes up to a minute, which `say` is told; the result is kept in `folder`
+    If NVRTC has to compile, that takes up to a minute, which `say` is told; the result is kept in `folder`
     (see `cache.user_folder`) if one is given.
     """
-    known = _loaded.get(device.index) if device.type == "cuda" else None
+    known = _known(device.index) if device.type == "cuda" else None
     if known is not None:  # ops come here at every call
         return known
     reason = _unfit(device)
@@ -50,13 +68,12 @@ def load(device: torch.device, folder: Path | None = None, say: Say = lambda tex
         return reason
     index = torch.cuda.current_device() if device.index is None else device.index
     with _lock:
-        if index not in _loaded:
-            _loaded[index] = _load(index, folder, say)
-        return _loaded[index]
+        known = _known(index)
+        return _decide(index, folder, say) if known is None else known
 
 
 def refuses(device: torch.device) -> str | None:
-    """Why this device can't run our kernels, or None. Loads them."""
+    """Why this device can't run our kernels, or None; `ForNow` if the reason may pass. Loads them."""
     loaded = load(device)
     return loaded if isinstance(loaded, str) else None
 
@@ -79,56 +96,83 @@ def _unfit(device: torch.device) -> str | None:
     return None
 
 
-def _load(index: int, folder: Path | None, say: Say) -> Loaded | str:
+def _known(index: int | None) -> Loaded | str | None:
+    """What was decided for a card, or None if it is to be tried now."""
+    found = None if index is None else _cards.get(index)
+    if isinstance(found, _Pause):
+        return found.reason if monotonic() < found.until else None
+    return found
+
+
+def _decide(index: int, folder: Path | None, say: Say) -> Loaded | str:
+    """Load what the driver takes; after a pause, go on with what it was offered last."""
+    pause = _cards.get(index)
+    capability = torch.cuda.get_device_capability(index)
+    search = pause.search if isinstance(pause, _Pause) else _Search(offers(capability, folder, say))
     try:
-        capability = torch.cuda.get_device_capability(index)
-        cubin, origin = obtain(capability, folder, say)
-        launcher = Launcher(Driver(), index, cubin.image)
-        prepare(launcher, turing=capability < (8, 0))
-        return Loaded(launcher, origin)
+        found = _load(index, capability, folder, search)
+    except DriverError as error:
+        if error.passes:
+            reason = ForNow(str(error).rstrip("."))
+            _cards[index] = _Pause(search, reason, monotonic() + PAUSE)
+            return reason
+        found = str(error).rstrip(".")
     except DeviceError as error:
-        return str(error).rstrip(".")
+        found = str(error).rstrip(".")
+    _cards[index] = found
+    return found
 
 
-def obtain(
-    capability: tuple[int, int],
-    folder: Path | None,
-    say: Say = lambda text: None,
-    wanted: Source | None = None,
-    prebuilt: Path = cubins.SHIPPED,
-    find: Callable[[], Nvrtc | str] = lambda: nvrtc.open_first(nvrtc.installed()),
-) -> tuple[Cubin, str]:
-    """The kernels for cards of `capability`, and where they come from. Raises DeviceError with all reasons.
-
-    `wanted` is the source they must be of (None: the package's), `prebuilt` the folder of prebuilt ones, `folder` that
-    of earlier results of NVRTC.
-    """
-    number = f"{capability[0]}.{capability[1]}"
-    if capability < LEAST:
-        raise DeviceError(f"cards of compute capability {number} are too old; the kernels need {LEAST[0]}.{LEAST[1]}")
-    wanted = source.read() if wanted is None else wanted
-    cubin = cubins.shipped(capability, wanted.hash, prebuilt)
-    if isinstance(cubin, Cubin):
-        return cubin, f"prebuilt for {cubin.architecture} with {cubin.compiler}"
-    compiler = find()
-    if isinstance(compiler, str):
-        raise DeviceError(f"{cubin}, and none can be compiled: {compiler}")
-    architecture = f"sm_{capability[0]}{capability[1]}"
-    if architecture not in compiler.architectures:
-        raise DeviceError(f"{cubin}, and {compiler.name} of {compiler.path} does not know {architecture}")
-    kept = None if folder is None else cache.get(folder, wanted.hash, architecture, compiler.name)
-    if kept is not None:
-        return kept, f"compiled earlier for {architecture} with {compiler.name} ({cubin})"
-    say(f"Compiling the CUDA kernels for {architecture}, which takes up to a minute and is done once.")
-    made = compiler.compile(wanted, architecture)
-    return made, f"compiled for {architecture} with {compiler.name} ({cubin}); {_keep(folder, made)}"
+def _load(index: int, capability: tuple[int, int], folder: Path | None, search: _Search) -> Loaded:
+    """Raises DeviceError with all reasons, and DriverError as soon as other kernels would fare no better."""
+    driver = Driver()
+    for offer in search.left:
+        if isinstance(offer, str):
+            search.reasons.append(offer)
+            continue
+        try:
+            launcher = _ready(driver, index, offer.cubin.image, turing=capability < (8, 0))
+        except DriverError as error:
+            if error.passes or error.lost:
+                search.left = chain([offer], search.left)
+                raise
+            search.reasons.append(f"{offer.origin}, but the driver could not {error.reason}")
+            continue
+        kept = f", {keep(folder, offer.cubin)}" if offer.new else ""
+        return Loaded(launcher, offer.origin + kept + (f" ({'; '.join(search.reasons)})" if search.reasons else ""))
+    raise DeviceError("; ".join(search.reasons))
 
 
-def _keep(folder: Path | None, cubin: Cubin) -> str:
-    if folder is None:
-        return "not kept"
+def _ready(driver: Driver, index: int, image: bytes, turing: bool) -> Launcher:
+    """A launcher with everything prepared, if need be in memory that torch holds for later and gives back."""
     try:
-        cache.put(folder, cubin)
-    except SettingError as error:
-        return f"not kept: {str(error).rstrip('.')}"
-    return f"kept in {folder}"
+        return _prepared(driver, index, image, turing)
+    except DriverError as error:
+        if error.code != OUT_OF_MEMORY:
+            raise
+    torch.cuda.empty_cache()
+    return _prepared(driver, index, image, turing)
+
+
+def _prepared(driver: Driver, index: int, image: bytes, turing: bool) -> Launcher:
+    launcher = Launcher(driver, index, image)
+    try:
+        prepare(launcher, turing)
+    except DriverError:
+        launcher.unload()
+        raise
+    return launcher
+
+
+def prepare(launcher: kernels.Launcher, turing: bool) -> None:
+    """Load every kernel with the shared memory that its launches take, so that a CUDA graph can capture any op.
+
+    Turing has no kernels for bfloat16 attention.
+    """
+    kernels.prepare_activation(launcher)
+    kernels.prepare_append(launcher)
+    for bits in kernels.TILES:
+        kernels.prepare_linear(launcher, bits)
+        for head_dim in kernels.HEAD_DIMS:
+            for dtype in (torch.float16,) if turing else (torch.float16, torch.bfloat16):
+                launcher.prepare(*kernels.attention_kernel(torch.empty(0, head_dim, dtype=dtype), bits))

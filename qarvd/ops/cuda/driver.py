@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (_HANDLE,),
     "cuModuleLoadData": (_HANDLE, c_char_p),
+    "cuModuleUnload": (c_void_p,),
     "cuModuleGetFunction": (_HANDLE, c_void_p, c_char_p),
     "cuFuncSetAttribute": (c_void_p, c_int, c_int),
     "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p),
@@ -28,6 +29,40 @@ _SIGNATURES: dict[str, Sequence[type]] = {
 _MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"""
 _ONE_POINTER = c_void_p * 1
+
+OUT_OF_MEMORY = 2
+_PASSING = frozenset(
+    (
+        OUT_OF_MEMORY,
+        46,  # another process has the card to itself
+        802,  # the system is still starting
+        *range(805, 810),  # the service that shares the card among processes can't be reached, or is full
+        *(900, 901, 906),  # a CUDA graph is being captured
+    )
+)
+"""Errors that a later try may not meet."""
+_LOST = frozenset((214, 220, 700, 702, 710, *range(714, 720), 721))
+"""Errors of work that was queued before; CUDA gives them for whatever is asked next, until the process ends."""
+
+
+class DriverError(DeviceError):
+    """The driver refused; `code` is CUDA's number, `reason` what it could not do and why, without a full stop."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        if code in _LOST:
+            reason += "; earlier work on the card failed, and only a new process can use the card again"
+        super().__init__(f"The CUDA driver could not {reason}.")
+        self.code, self.reason = code, reason
+
+    @property
+    def passes(self) -> bool:
+        """Whether a later try may succeed."""
+        return self.code in _PASSING
+
+    @property
+    def lost(self) -> bool:
+        """Whether this process can do nothing more with the card."""
+        return self.code in _LOST
 
 
 def library_name(platform: str) -> str:
@@ -58,20 +93,20 @@ class Driver:
         return number.value // 1000, number.value % 1000 // 10
 
     def check(self, code: int, doing: str) -> None:
-        """Turn an error code into DeviceError: "The CUDA driver could not `doing`: ..."."""
+        """Turn an error code into DriverError: "The CUDA driver could not `doing`: ..."."""
         if code:
             name, said = c_char_p(), c_char_p()
             self.library.cuGetErrorName(code, byref(name))
             self.library.cuGetErrorString(code, byref(said))
             words = f"{(said.value or b'unknown error').decode()} ({(name.value or b'code').decode()}, {code})"
-            raise DeviceError(f"The CUDA driver could not {doing}: {words}.")
+            raise DriverError(code, f"{doing}: {words}")
 
 
 class Launcher:
-    """The kernels of one module on one device, in the context that torch uses there; lives as long as the process."""
+    """The kernels of one module on one device, in the context that torch uses there."""
 
     def __init__(self, driver: Driver, device: int, image: bytes) -> None:
-        """`device` counts as torch does. Raises DeviceError where the driver refuses the module."""
+        """`device` counts as torch does. Raises DriverError if the driver refuses the module."""
         self._driver, library = driver, driver.library
         self._push, self._pop, self._launch = (
             library.cuCtxPushCurrent_v2,
@@ -91,10 +126,16 @@ class Launcher:
         with _Pushed(self):
             driver.check(library.cuModuleLoadData(byref(self._module), image), f"load the kernels on device {device}")
 
+    def unload(self) -> None:
+        """Give the module's memory back. Nothing may have been launched; nothing can be from now on."""
+        with _Pushed(self):
+            self._driver.library.cuModuleUnload(self._module)
+        self._functions, self._limits = {}, {}
+
     def prepare(self, kernel: str, shared: int) -> None:
         """All that may allocate: find `kernel`, let it have `shared` bytes of dynamic shared memory, load its code.
 
-        Must have run before `launch`, and outside of the capture of a CUDA graph. Raises DeviceError for an unknown
+        Must have run before `launch`, and outside of the capture of a CUDA graph. Raises DriverError for an unknown
         kernel and for more shared memory than the card has.
         """
         if kernel in self._functions and shared <= self._limits[kernel]:
@@ -127,7 +168,7 @@ class Launcher:
     ) -> None:
         """Queue a prepared `kernel` on `stream` (torch's `cuda_stream`); `arguments` are copied before this returns.
 
-        `block` is in threads, `shared` in bytes. Raises DeviceError with the driver's reason.
+        `block` is in threads, `shared` in bytes. Raises DriverError with the driver's reason.
         """
         function = self._functions[kernel]
         pointers = _ONE_POINTER(addressof(arguments))

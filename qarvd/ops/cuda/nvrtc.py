@@ -1,20 +1,32 @@
-"""CUDA's run-time compiler through ctypes: source in, cubin out."""
+"""CUDA's run-time compiler through ctypes, source in, cubin out; and where it may lie on a machine."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ...errors import DeviceError
 from .cubins import Cubin
-from .find import Candidate, candidates
 from .source import OPTIONS, Source
+
+
+class Candidate(NamedTuple):
+    """A library to try. NVRTC looks for its built-ins by name only, so by path they must be loaded before it."""
+
+    library: str
+    """A path, or a bare name for the system's loader."""
+    builtins: str | None
+    major: int | None
+    """Version of CUDA, where the name tells."""
+
 
 _STRINGS = POINTER(c_char_p)
 _SIGNATURES: dict[str, Sequence[type]] = {
@@ -114,6 +126,65 @@ def _strings(texts: Iterable[str]) -> ctypes.Array[c_char_p]:
     return (c_char_p * len(encoded))(*encoded)
 
 
+PACKAGED = ("cuda_nvrtc/lib", "cuda_nvrtc/bin", "cu[0-9]*/lib", "cu[0-9]*/bin/x86_64", "cu[0-9]*/bin")
+"""Folders of the `nvidia` packages of CUDA 12 and of later versions, on Linux and Windows."""
+
+
+class _Names(NamedTuple):
+    library: re.Pattern[str]
+    builtins: re.Pattern[str]
+    bare: str
+
+
+_LINUX = _Names(
+    re.compile(r"libnvrtc(?:-[0-9a-f]+)?\.so(?:\.(?P<major>\d+)[.\d]*)?"),
+    re.compile(r"libnvrtc-builtins(?:-[0-9a-f]+)?\.so\.(?P<major>\d+)(?:\.(?P<minor>\d+))?[.\d]*"),
+    "libnvrtc.so.{}",
+)
+_WINDOWS = _Names(
+    re.compile(r"nvrtc64_(?P<major>\d+)\d_\d+\.dll"),
+    re.compile(r"nvrtc-builtins64_(?P<major>\d+)(?P<minor>\d)\.dll"),
+    "nvrtc64_{}0_0.dll",
+)
+_SYSTEM = (13, 12)
+
+
+def candidates(
+    platform: str, torch_lib: Path, packages: Sequence[Path] = (), cuda: str | None = None
+) -> list[Candidate]:
+    """All there is to try, best first.
+
+    `platform` is that of `sys.platform`, `torch_lib` the folder of torch's own libraries, `packages` the places of the
+    `nvidia` namespace, `cuda` the version torch was built for: what is of another major version comes last, since the
+    driver might not load what it makes.
+    """
+    names = _WINDOWS if platform == "win32" else _LINUX
+    folders = [torch_lib, *(folder for root in packages for where in PACKAGED for folder in _newest(root, where))]
+    found = [candidate for folder in folders for candidate in _within(folder, names)]
+    found += [Candidate(names.bare.format(major), None, major) for major in _SYSTEM]
+    wanted = int(cuda.split(".")[0]) if cuda else None
+    return sorted(found, key=lambda c: wanted is not None and c.major is not None and c.major != wanted)
+
+
+def _newest(root: Path, where: str) -> list[Path]:
+    return sorted(root.glob(where), reverse=True)
+
+
+def _within(folder: Path, names: _Names) -> Iterator[Candidate]:
+    """Candidates in one folder, newest first."""
+    listed = sorted(path.name for path in folder.glob("*nvrtc*"))
+    libraries = [(_number(m["major"]), m[0]) for m in map(names.library.fullmatch, listed) if m]
+    builtins = [(int(m["major"]), _number(m["minor"]), m[0]) for m in map(names.builtins.fullmatch, listed) if m]
+    for major, name in sorted(libraries, reverse=True):
+        fitting = [b[-1] for b in sorted(builtins, reverse=True) if major < 0 or b[0] == major]
+        path = str(folder / fitting[0]) if fitting else None
+        yield Candidate(str(folder / name), path, None if major < 0 else major)
+
+
+def _number(text: str | None) -> int:
+    return -1 if text is None else int(text)
+
+
 def installed() -> list[Candidate]:
     """What there is to try on this machine, for this torch."""
     spec = find_spec("nvidia")
@@ -121,13 +192,27 @@ def installed() -> list[Candidate]:
     return candidates(sys.platform, Path(torch.__file__).parent / "lib", packages, torch.version.cuda)
 
 
+def open_each(tried: Iterable[Candidate]) -> Iterator[Nvrtc | str]:
+    """Each that loads, and why the others don't; each is loaded when it is asked for."""
+    nothing = True
+    for candidate in tried:
+        try:
+            found = Nvrtc(candidate)
+        except DeviceError as error:
+            if not Path(candidate.library).is_absolute():
+                continue  # that a bare name is unknown to the system is no news
+            found = str(error).rstrip(".")
+        nothing = False
+        yield found
+    if nothing:
+        yield "NVRTC is neither with torch, nor in the nvidia packages, nor on the system's path"
+
+
 def open_first(tried: Iterable[Candidate]) -> Nvrtc | str:
     """The first that loads, or why there is none."""
     why = []
-    for candidate in tried:
-        try:
-            return Nvrtc(candidate)
-        except DeviceError as error:
-            if Path(candidate.library).is_absolute():  # that a bare name is unknown to the system is no news
-                why.append(str(error).rstrip("."))
-    return "; ".join(why) or "NVRTC is neither with torch, nor in the nvidia packages, nor on the system's path"
+    for found in open_each(tried):
+        if isinstance(found, Nvrtc):
+            return found
+        why.append(found)
+    return "; ".join(why)
