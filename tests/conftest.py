@@ -1,16 +1,21 @@
-"""One real ComfyUI for the whole run, set up when the first test needs it."""
+"""One real ComfyUI for the whole run, set up when the first test needs it.
+
+What only ComfyUI's tests need is imported in the fixtures: tests/gpu runs where little is installed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from harness import inside, newer
-from harness.client import Client
 from harness.install import PACK, ComfyUI, named
-from harness.models import write_models
 from harness.server import Server, serve
+
+if TYPE_CHECKING:
+    from harness.client import Client
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
@@ -42,12 +47,16 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def model_files(server: Server) -> None:
     """What harness.models tells of, where ComfyUI looks for models."""
+    from harness.models import write_models
+
     write_models(server.base / "models")
 
 
 @pytest.fixture
 def comfy(server: Server) -> Iterator[Client]:
     """A client of the server; what the test leaves running is interrupted."""
+    from harness.client import Client
+
     with Client(server) as client:
         yield client
         client.stop_all()

@@ -7,6 +7,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 
 from qarvd.calibrate.aside import aside
 from qarvd.calibrate.calls import call_errors
@@ -16,8 +17,6 @@ from qarvd.quantize.model import quantize_tree
 from qarvd.recipe import RECIPES
 from qarvd.stream.cache import FloatCache, KVCache
 from qarvd.stream.presets import CACHES, PRESETS
-
-from .conftest import CONFIG, tiny_model
 
 WHOLE = Setting(CONFIG, replace(PRESETS["self-forcing"], chunk_frames=2), (4, 4), 10)
 WINDOWED = replace(WHOLE, preset=replace(WHOLE.preset, window=6, sink=1, sink_follows=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 from torch import Tensor, nn
 
 from qarvd.calibrate import collect
@@ -21,8 +22,6 @@ from qarvd.quantize.model import LayerReport, linear_groups, quantize_group, qua
 from qarvd.recipe import RECIPES, Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out as stream_out
-
-from .conftest import CONFIG, tiny_model
 
 PRESET = replace(PRESETS["self-forcing"], window=6, sink=1, sink_follows=True, chunk_frames=2)
 SETTING = Setting(CONFIG, PRESET, (8, 8), 6)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny.model import CONFIG, tiny_model
 from torch import Tensor
 
 from qarvd.calibrate.calibration import Calibration
@@ -19,8 +20,6 @@ from qarvd.errors import CheckpointError, QarvdError, SettingError
 from qarvd.jobs.calibrate import calibrate, identity
 from qarvd.jobs.quantize import quantize
 from qarvd.recipe import RECIPES
-
-from .conftest import CONFIG, tiny_model
 
 RECIPE = RECIPES["w4a8"]
 SIZE, FRAMES = (4, 6), 5

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny.model import tiny_model
 from torch import Tensor, nn
 
 from qarvd.calibrate import calibration
@@ -17,8 +18,6 @@ from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out as stream_out
 from qarvd.stream.sampler import Denoiser, denoise, write
 from qarvd.wan.forward import encode_text
-
-from .conftest import tiny_model
 
 WINDOWED = replace(PRESETS["self-forcing"], window=6, sink=1, sink_follows=True, chunk_frames=2)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 from torch import Tensor, nn
 
 from qarvd.calibrate.calls import (
@@ -28,8 +29,6 @@ from qarvd.stream.noise import from_seeds
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.sampler import Denoiser, call
 from qarvd.wan.forward import encode_text
-
-from .conftest import CONFIG, tiny_model
 
 SETTING = Setting(CONFIG, replace(PRESETS["self-forcing"], chunk_frames=2), (4, 4), 10)
 

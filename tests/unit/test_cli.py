@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny.commands import Run, played
 from torch import Tensor
 
 from qarvd.checkpoint.model import Model, load, save, state_tensors
@@ -18,8 +19,6 @@ from qarvd.cli import main
 from qarvd.errors import CheckpointError
 from qarvd.quantize.model import weight_bits
 from qarvd.recipe import RECIPES
-
-from .commands import Run, played
 
 LAYER = "blocks.1.ffn.0"
 

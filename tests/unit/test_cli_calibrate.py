@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny.commands import CLIP, PROMPTS, Run, texts
+from tiny.model import CONFIG, tiny_model
 
 import qarvd.cli.calibrate as calibrate_verb
 from qarvd.calibrate import calibration
@@ -22,9 +24,6 @@ from qarvd.jobs.calibrate import calibrate
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
 from qarvd.recipe import RECIPES
-
-from .commands import CLIP, PROMPTS, Run, texts
-from .conftest import CONFIG, tiny_model
 
 
 def test_statistics_and_their_prompts_give_the_same_linears(

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
+from tiny.commands import CLIP, Run
 
 import qarvd.cli.calibrate as calibrate_verb
 from qarvd.cli import main
 from qarvd.errors import SettingError
 from qarvd.ops.codecs import codec_of
 from qarvd.recipe import Recipe
-
-from .commands import CLIP, Run
 
 
 @pytest.mark.usefixtures("no_work")

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny.commands import Run, played
 from torch import Tensor
 
 from qarvd.cli import main
 from qarvd.cli import stream as stream_verb
 from qarvd.errors import QarvdError
 from qarvd.stream.sampler import Chunk
-
-from .commands import Run, played
 
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "cfg": (["--cfg", "5"], "use cfg 1"),

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny.commands import CLIP, PROMPTS, TEXT_DIM, Run, texts
+from tiny.model import CONFIG
 
 from qarvd.checkpoint.model import load
 from qarvd.jobs import calibrate as calibrate_job
 from qarvd.ops.cpu import CPU
 from qarvd.quantize.rounding.task import ENOUGH
-
-from .commands import CLIP, PROMPTS, TEXT_DIM, Run, texts
-from .conftest import CONFIG
 
 
 def test_statistics_are_inspected_and_not_taken_for_a_model(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 from torch import Tensor
 
 from qarvd.calibrate.calibration import Calibration
@@ -25,8 +26,6 @@ from qarvd.recipe import Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.sampler import Denoiser
 from qarvd.wan.forward import encode_text
-
-from .conftest import CONFIG, tiny_model
 
 SETTING = Setting(CONFIG, PRESETS["self-forcing"], (4, 4), 6)
 PROMPTS = 24

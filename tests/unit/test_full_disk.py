@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from safetensors.torch import save_file
+from tiny.model import CONFIG, tiny_model
 
 import qarvd.calibrate.calibration as calibration_module
 import qarvd.jobs.quantize as quantize_job
@@ -17,7 +18,6 @@ from qarvd.checkpoint.model import save
 from qarvd.cli import main
 from qarvd.quantize import blockwise
 
-from .conftest import CONFIG, tiny_model
 from .small_disk import fill
 
 FULL = "No space left on device"

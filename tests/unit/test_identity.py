@@ -7,14 +7,13 @@ from weakref import ref
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 from torch import Tensor
 
 from qarvd.checkpoint.model import checksum
 from qarvd.jobs.calibrate import calibrate, identity
 from qarvd.jobs.quantize import quantize
 from qarvd.recipe import RECIPES
-
-from .conftest import CONFIG, tiny_model
 
 RECIPE = RECIPES["w4a8"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.model import CONFIG
 
 from qarvd.calibrate import calibration
 from qarvd.calibrate.calibration import Calibration
@@ -18,8 +19,6 @@ from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.pace import CHOOSING, FITTING, NO_REST, Rest
 from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
-
-from .conftest import CONFIG
 
 CHUNKS, FRAMES, SIZE = 2, 6, (4, 4)
 MEASURED = CHUNKS + 3

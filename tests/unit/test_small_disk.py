@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 
 from qarvd.calibrate.spill import Spill
 from qarvd.checkpoint.calibration import save_calibration
@@ -17,7 +18,6 @@ from qarvd.jobs.calibrate import calibrate
 from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
 
-from .conftest import CONFIG, tiny_model
 from .small_disk import fill
 
 FULL = "No space left on device"

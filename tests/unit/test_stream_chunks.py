@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.model import CONFIG, tiny_model
 
 from qarvd.calibrate.calls import sample_calls
 from qarvd.checkpoint.model import checksum, state_tensors
@@ -17,8 +18,6 @@ from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.quantize.effect import option_errors
 from qarvd.recipe import RECIPES
-
-from .conftest import CONFIG, tiny_model
 
 RECIPE = RECIPES["w4a8"]
 SIZE, FRAMES = (4, 6), 5

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tiny.model import CONFIG, tiny_model
 
 from qarvd.checkpoint.model import Model
 from qarvd.checkpoint.tensorwise import FORMAT, save_tensorwise
@@ -16,8 +17,6 @@ from qarvd.errors import SettingError
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
 from qarvd.recipe import Recipe
-
-from .conftest import CONFIG, tiny_model
 
 STOCK = Recipe(weight_bits=8, outliers="none", symmetric=True).without_data()
 

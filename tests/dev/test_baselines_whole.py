@@ -13,6 +13,8 @@ from baselines import published, rotation, smoothquant, turned
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
 from baselines.methods import METHODS, Case
+from tiny.model import CONFIG as TINY
+from tiny.model import tiny_model
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
@@ -25,9 +27,7 @@ from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out
 from qarvd.wan.tree import WanTree
 
-from . import conftest
-
-CONFIG = replace(conftest.CONFIG, text_dim=32)
+CONFIG = replace(TINY, text_dim=32)
 """Here even the text embedding's inputs are aligned."""
 SETTING = Setting(CONFIG, PRESETS["self-forcing"], (4, 4), 6)
 NAMES = [name for group in linear_groups(CONFIG.num_layers) for name in group]
@@ -140,14 +140,14 @@ def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
 
 def tiny(bits: int) -> Case:
     """A case of the tiny model, calibrated once."""
-    text = TEXT[..., : conftest.CONFIG.text_dim]
-    model = conftest.tiny_model()
+    text = TEXT[..., : TINY.text_dim]
+    model = tiny_model()
     calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=bits), 0)
     return Case(model, text, SETTING.size, SETTING.frames, 0, bits, lambda prompts: calibration)
 
 
 def last_chunk(tree: Any, case: Case) -> Tensor:
-    chunks = roll_out(tree, conftest.CONFIG, SETTING.preset, case.text, SETTING.size, SETTING.frames, range(3))
+    chunks = roll_out(tree, TINY, SETTING.preset, case.text, SETTING.size, SETTING.frames, range(3))
     return list(chunks)[-1].latents
 
 

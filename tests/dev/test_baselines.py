@@ -22,6 +22,7 @@ from baselines.smoothquant import smoothness
 from baselines.tables import times
 from baselines.timing import Calibrations, timed
 from quality import MODELS, Bench, Run, main, retimed, runs, stored, summarise
+from tiny.model import CONFIG, tiny_model
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.demo import experiment
@@ -30,8 +31,6 @@ from qarvd.ops.codecs import CODECS
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.rounding import ROUNDING, Task
-
-from .conftest import CONFIG, tiny_model
 
 
 @pytest.mark.parametrize("signs", [False, True])
