@@ -13,6 +13,7 @@ from ..qarvd.checkpoint.read import PICKLED
 from ..qarvd.demo import bundle
 from ..qarvd.demo.prompts import DIGITS, DIRECTIONS, SPEEDS, STARTS, Prompt
 from ..qarvd.errors import SettingError
+from ..qarvd.files import has_suffix
 from ..qarvd.stream.presets import PRESETS
 from . import demo, host
 
@@ -28,7 +29,8 @@ FAMILY_TIP = (
 
 def checkpoint_files() -> list[str]:
     """Files that may hold a diffusion model, or a placeholder where there are none."""
-    known = [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).suffix in (".safetensors", *PICKLED)]
+    names = folder_paths.get_filename_list(FOLDER)
+    known = [name for name in names if has_suffix(Path(name), ".safetensors", *PICKLED)]
     return known or [NO_FILE]
 
 

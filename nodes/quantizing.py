@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def free_name(folder: Path, name: str) -> tuple[list[Path], Path]:
 
     Raises SettingError for a name that leads elsewhere.
     """
-    stem = name.strip().removesuffix(".safetensors")
+    stem = re.sub(r"\.safetensors$", "", name.strip(), flags=re.IGNORECASE)
     device = stem.split(".")[0].upper().rstrip("0123456789 ") in DEVICES
     if not stem.isprintable() or set(stem) & set('/\\:*?"<>|') or stem[:1] in ("", ".") or device:
         raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")

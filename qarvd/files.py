@@ -18,11 +18,30 @@ def no_file(path: Path) -> str:
     return f"{path} is a folder; a file was expected." if path.is_dir() else f"There is no file {path}."
 
 
+def has_suffix(path: Path, *suffixes: str) -> bool:
+    """Whether a file's name ends in one of `suffixes`, written small or in capitals."""
+    return path.suffix.lower() in suffixes
+
+
+def written_file(path: Path) -> Path:
+    """The file that is written when `path` is: itself, or what a symbolic link leads to, which need not be there yet.
+
+    Raises SettingError for a link that leads round in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise SettingError(f"{path} is a symbolic link that leads back to itself; give another name to write.")
+    return found
+
+
 def part_beside(path: Path) -> Path:
-    """Create an empty hidden file, of the same suffix, in the folder of `path`.
+    """Create an empty hidden file, of the same suffix, in the folder of the `written_file` of `path`.
 
     Raises SettingError when nothing can be written there.
     """
+    path = written_file(path)
     if path.is_dir():
         raise SettingError(f"{path} is a folder; give the name of a file to write.")
     part = path.with_name(f".{path.stem[:40]}.{token_hex(4)}.part{path.suffix}")
@@ -37,16 +56,18 @@ def part_beside(path: Path) -> Path:
 
 
 def put_in_place(part: Path, path: Path, mode: int) -> None:
-    """Flush `part` to the disk and make it `path`, replacing what is there."""
+    """Flush `part` to the disk and make it the `written_file` of `path`, replacing what is there."""
     part.chmod(mode)  # some writers swap in a file of their own that only its owner may read
     with part.open("r+b") as file:
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(part, written_file(path))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Hand out a temporary path that becomes `path` when the block ends; after an exception nothing has changed.
+
+    A symbolic link stays, and what it leads to is written.
 
     Raises SettingError, naming the file, when the folder does not exist or cannot be written to, or the disk is full.
     """

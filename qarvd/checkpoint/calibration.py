@@ -22,6 +22,7 @@ from ..files import no_file, replacing
 from ..recipe import Recipe
 from ..stream.presets import find_preset
 from ..stream.sampler import spans
+from .inputs import COMPUTED
 from .read import STATISTICS
 from .write import save_file
 
@@ -156,4 +157,4 @@ def _whole(value: Any) -> int:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+    return tensor.dtype in COMPUTED and bool(torch.isfinite(tensor).all())

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import no_file
+from ..files import has_suffix, no_file
 from .naming import normalise, unwrap
 
 STATISTICS = "qarvd_calibration"
@@ -54,9 +54,9 @@ def read(path: Path) -> Contents:
     """Read a safetensors file, or a torch file as plain tensors only. Raises CheckpointError for anything else."""
     if not path.is_file():
         raise CheckpointError(no_file(path))
-    if path.suffix == ".safetensors":
+    if has_suffix(path, ".safetensors"):
         tensors, metadata = _read_safetensors(path)
-    elif path.suffix in PICKLED:
+    elif has_suffix(path, *PICKLED):
         tensors, metadata = _read_torch(path), {}
     else:
         raise CheckpointError(f"{path} is neither a .safetensors file nor one of {', '.join(PICKLED)}.")

@@ -12,8 +12,11 @@ from torch import Tensor
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """As `safetensors.torch.save_file`, with the metadata, which that writes in any order, in the order of its keys."""
-    safetensors.save_file(dict(tensors), path, dict(metadata))
+    """As `safetensors.torch.save_file`, with the metadata, which that writes in any order, in the order of its keys.
+
+    Tied tensors, which that refuses, are each written whole.
+    """
+    safetensors.save_file(untied(tensors), path, dict(metadata))
     with path.open("r+b") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
@@ -22,3 +25,16 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
         assert len(text) <= size, "another order of the same keys takes no more room"
         file.seek(8)
         file.write(text.ljust(size))
+
+
+def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a CPU, contiguous, with a copy of each that shares memory with another."""
+    found = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    end = 0
+    for key in sorted(found, key=lambda key: found[key].data_ptr()):
+        tensor = found[key]
+        begin = tensor.data_ptr()
+        if tensor.nbytes and begin < end:
+            found[key] = tensor.clone()
+        end = max(end, begin + tensor.nbytes)
+    return found

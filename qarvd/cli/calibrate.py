@@ -16,10 +16,11 @@ from ..calibrate.calibration import Calibration
 from ..calibrate.reach import REACHES
 from ..calibrate.weights import LEAST_PROMPTS, WITHIN
 from ..checkpoint.calibration import save_calibration
+from ..checkpoint.inputs import read_prompt_list
 from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
-from ..errors import CheckpointError, PromptError, SettingError
-from ..files import no_file
+from ..errors import PromptError, SettingError
+from ..files import has_suffix, no_file
 from ..jobs.calibrate import SEED, calibrate, identity
 from ..jobs.pace import FITTING, MINUTES, NO_REST, Rest
 from ..jobs.work import Work
@@ -38,7 +39,6 @@ from .common import (
     latent_size,
     load_model,
     model_path,
-    one_tensor,
     pick_device,
     place,
     say,
@@ -172,7 +172,7 @@ def read_prompts(path: Path, demo: bool) -> Tensor:
     """Embeddings of a list of prompts. Raises PromptError or CheckpointError for a file that holds none."""
     if not path.is_file():
         raise PromptError(no_file(path))
-    if demo and path.suffix == ".safetensors":
+    if demo and has_suffix(path, ".safetensors"):
         raise PromptError(f"The demo model takes prompts as text, one a line, but {path} holds embeddings.")
     if demo:
         try:
@@ -183,22 +183,12 @@ def read_prompts(path: Path, demo: bool) -> Tensor:
         if not texts:
             raise PromptError(f"{path} holds no prompts; write one a line.")
         return bundle.embed([prompts.parse(text) for text in texts])
-    if path.suffix != ".safetensors":
+    if not has_suffix(path, ".safetensors"):
         raise PromptError(
             f"{path} is text, but this checkpoint's text encoder is not part of it: encode the prompts and give a "
             "safetensors file of text_embeds [prompts, tokens, text_dim]."
         )
-    return read_embedding_list(path)
-
-
-def read_embedding_list(path: Path) -> Tensor:
-    """The tensor `text_embeds` [prompts, tokens, text_dim] of a safetensors file."""
-    tensor = one_tensor(path, "text_embeds")
-    if tensor.ndim != 3:
-        raise CheckpointError(
-            f"{path} holds text_embeds of shape {tuple(tensor.shape)}; [prompts, tokens, text_dim] was expected."
-        )
-    return tensor
+    return read_prompt_list(path)
 
 
 def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Mapping[str, object]) -> Work:

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..checkpoint.model import Model, load
-from ..checkpoint.read import read
 from ..demo.bundle import LATENT_SIDE, MODEL
-from ..errors import CheckpointError, SettingError
-from ..files import part_beside
+from ..errors import SettingError
+from ..files import has_suffix, part_beside, written_file
 from ..ops.cuda.cache import user_folder
 from ..ops.cuda.device import load as load_kernels
 from ..ops.linear import QuantizedLinear
@@ -90,9 +88,9 @@ def pick_device(name: str) -> torch.device:
 
 def check_out(path: Path, suffix: str, *inputs: Path | str | None) -> None:
     """Refuse, before the work, a name of another kind of file, an input's, or one that nothing can be written to."""
-    if path.suffix != suffix:
+    if not has_suffix(path, suffix):
         raise SettingError(f"{path} must end in {suffix}.")
-    if path.resolve() in {Path(name).resolve() for name in inputs if name is not None}:
+    if os.path.realpath(path) in {os.path.realpath(name) for name in inputs if name is not None}:
         raise SettingError(f"{path} is read, too, and writing would destroy it; give another name to write.")
     part_beside(path).unlink()
 
@@ -126,19 +124,9 @@ def latent_size(text: str | None, model: Model) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def one_tensor(path: Path, key: str) -> Tensor:
-    """The tensor `key`, or the only one, of a file. Raises CheckpointError unless it is of finite floats."""
-    tensors = read(path).tensors
-    if key not in tensors and len(tensors) != 1:
-        raise CheckpointError(f"{path} holds {len(tensors)} tensors and none is called {key!r}.")
-    tensor = tensors.get(key, next(iter(tensors.values())))
-    if not (tensor.numel() and tensor.is_floating_point() and torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path} holds a tensor {tuple(tensor.shape)} that is empty or not of finite floats.")
-    return tensor
-
-
 def work_folder(out: Path) -> Path:
     """Where a job that is to write `out` keeps what it has finished."""
+    out = written_file(out)  # the disk of the result, so that it need not be copied in the end
     return out.with_name(f"{out.name}.work")
 
 

@@ -11,10 +11,11 @@ import torch
 from av.error import FFmpegError
 from torch import Tensor, nn
 
+from ..checkpoint.inputs import finite_floats
 from ..checkpoint.model import Model
 from ..checkpoint.read import read
 from ..errors import CheckpointError, ShapeError
-from ..files import no_file
+from ..files import has_suffix, no_file
 from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import linear_groups, relative_error
@@ -44,7 +45,7 @@ def kind(name: str, clip: Tensor | None) -> str:
     """What the file `name` holds, whose frames are `clip`."""
     if clip is None:
         return "a checkpoint"
-    return "a video" if Path(name).suffix == ".mp4" else "latents"
+    return "a video" if has_suffix(Path(name), ".mp4") else "latents"
 
 
 def read_clip(name: str) -> Tensor | None:
@@ -52,7 +53,7 @@ def read_clip(name: str) -> Tensor | None:
     path = Path(name)
     if name != "demo" and not path.is_file():
         raise CheckpointError(no_file(path))
-    if path.suffix == ".mp4":
+    if has_suffix(path, ".mp4"):
         try:
             with av.open(str(path)) as container:
                 frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
@@ -61,11 +62,11 @@ def read_clip(name: str) -> Tensor | None:
         if not frames:
             raise CheckpointError(f"{path} holds no frames.")
         return torch.stack(frames).float() / 255
-    if path.suffix == ".safetensors":
+    if has_suffix(path, ".safetensors"):
         latents = read(path).tensors.get("latents")
         if latents is not None and latents.ndim != 5:
             raise CheckpointError(f"{path} holds latents of shape {tuple(latents.shape)}; five axes were expected.")
-        return None if latents is None else latents.float().movedim(2, 0)
+        return None if latents is None else finite_floats(latents, path).float().movedim(2, 0)
     return None
 
 

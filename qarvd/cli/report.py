@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibrate.weights import FrameWeights
+from ..checkpoint.inputs import numbered
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError, ShapeError
 from ..files import no_file, replacing
@@ -49,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_out(args.out, ".html", model_path(args.full), *args.quantized, *(args.prompt or ()), args.quality)
+    texts = (numbered(prompt)[0] for prompt in args.prompt or ())
+    check_out(args.out, ".html", model_path(args.full), *args.quantized, *texts, args.quality)
     methods = read_quality(args.quality) if args.quality else {}
     full = load_model(args.full, args.preset)
     files = named(args.quantized)

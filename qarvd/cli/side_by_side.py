@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoint.inputs import read_embeddings
 from ..checkpoint.model import Model
 from ..demo import bundle, pixels, prompts
 from ..demo.experiment import chunk_errors
@@ -21,7 +22,6 @@ from ..report.strips import strips
 from ..stream.preview import rgb_preview
 from ..stream.rollout import roll_out
 from .common import latent_size, ready, wanted_frames
-from .stream import read_embeddings
 
 FULL = "full"
 DEMO_PROMPTS = 16

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoint.inputs import numbered, read_latents, read_one_prompt
 from ..demo import bundle, pixels, prompts
-from ..errors import CheckpointError, PromptError, SettingError
+from ..errors import SettingError
 from ..files import replacing
 from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
@@ -28,7 +29,6 @@ from .common import (
     latent_size,
     load_model,
     model_path,
-    one_tensor,
     ready,
     say,
     wanted_frames,
@@ -40,7 +40,9 @@ HELP = "stream a video: each chunk is written as soon as it is done; Ctrl-C keep
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
     parser.add_argument(
-        "--prompt", required=True, help="text for the demo model; else a safetensors file of embeddings"
+        "--prompt",
+        required=True,
+        help="text for the demo model; else a safetensors file of embeddings, FILE#2 for the second of several prompts",
     )
     parser.add_argument(
         "--then",
@@ -68,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_guidance(args.cfg)
-    inputs = (model_path(args.model), args.prompt, args.initial, *(prompt for _, prompt in args.then))
+    texts = (numbered(prompt)[0] for prompt in (args.prompt, *(prompt for _, prompt in args.then)))
+    inputs = (model_path(args.model), args.initial, *texts)
     check_out(args.out, ".mp4", *inputs)
     if args.endless and args.latents:
         raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
@@ -154,28 +157,4 @@ def changing(then: Sequence[tuple[str, str]]) -> dict[int, str]:
 
 def encoded(prompt: str, demo: bool) -> Tensor:
     """Embeddings [1, tokens, text_dim] of a prompt of the demo model, or from a file."""
-    return bundle.embed([prompts.parse(prompt)]) if demo else read_embeddings(prompt)
-
-
-def read_embeddings(name: str) -> Tensor:
-    """Prompt embeddings [1, tokens, text_dim] from a safetensors file with one tensor, or one called text_embeds."""
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        raise PromptError(
-            f"{name!r} is text, but this checkpoint's text encoder is not part of it: encode the prompt and give a "
-            "safetensors file of embeddings [tokens, text_dim]."
-        )
-    tensor = one_tensor(path, "text_embeds")
-    if tensor.ndim not in (2, 3):
-        raise CheckpointError(
-            f"{path} holds a tensor of shape {tuple(tensor.shape)}; embeddings are [tokens, text_dim]."
-        )
-    return tensor[None] if tensor.ndim == 2 else tensor
-
-
-def read_latents(path: Path) -> Tensor:
-    """Latents [batch, channels, frames, height, width] from a safetensors file."""
-    tensor = one_tensor(path, "latents")
-    if tensor.ndim != 5:
-        raise CheckpointError(f"{path} holds a tensor of shape {tuple(tensor.shape)}; latents have five axes.")
-    return tensor
+    return bundle.embed([prompts.parse(prompt)]) if demo else read_one_prompt(prompt)

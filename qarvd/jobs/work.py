@@ -21,7 +21,7 @@ from ..checkpoint.calibration import load_calibration, save_calibration
 from ..checkpoint.quantized import quantized_names, read_linear, write_linear
 from ..checkpoint.write import save_file
 from ..errors import CheckpointError, SettingError
-from ..files import replacing
+from ..files import replacing, written_file
 from ..ops.linear import QuantizedLinear
 from ..quantize.blockwise import Results
 from ..quantize.model import LayerReport
@@ -156,7 +156,7 @@ class Work:
         result = self.folder / "result"
         result.mkdir(exist_ok=True)
         write(result / path.name)
-        os.replace(result / path.name, path)
+        os.replace(result / path.name, written_file(path))
         with suppress(OSError):
             shutil.rmtree(self._folder)
 

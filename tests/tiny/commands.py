@@ -97,3 +97,12 @@ def played(path: Path) -> int:
     """Frames of a video that decode."""
     with av.open(str(path)) as container:
         return sum(1 for _ in container.decode(video=0))
+
+
+def linked(link: Path, target: Path) -> Path:
+    """Make `link` a symbolic link to `target`."""
+    try:
+        link.symlink_to(target)
+    except OSError as error:  # of Windows, to those who are no administrators
+        pytest.skip(f"no symbolic links here: {error}")
+    return link

@@ -97,9 +97,9 @@ def test_prompts_that_do_not_fit_the_model_are_refused_before_any_work(
     assert "at most 4 tokens, 16" in said(texts(prompts, PROMPTS, 5, 16))
     assert "[prompts, tokens, text_dim] was expected" in said(texts(prompts, 3, 16))
     assert "holds 3 prompts; calibration needs at least 4" in said(texts(prompts, 3, 3, 16))
-    assert "is empty or not of finite floats" in said(texts(prompts, 0, 3, 16))
+    assert "which is empty" in said(texts(prompts, 0, 3, 16))
     save_file({"text_embeds": torch.full((PROMPTS, 3, 16), torch.inf)}, prompts)
-    assert "is empty or not of finite floats" in said(prompts)
+    assert "with NaN or infinite values" in said(prompts)
     prompts.write_bytes(prompts.read_bytes()[:100])
     assert "truncated" in said(prompts)
 

@@ -17,6 +17,8 @@ from qarvd.checkpoint.write import save_file as write_file
 from qarvd.errors import SettingError
 from qarvd.files import replacing
 
+from .commands import linked
+
 
 @pytest.fixture
 def umask() -> Iterator[int]:
@@ -107,3 +109,48 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
     assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == metadata
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_stays_and_what_it_leads_to_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "real.bin"
+    if there:
+        target.write_text("old")
+    between = linked(tmp_path / "between.bin", target)
+    path = linked(tmp_path / "link.bin", between)
+    with replacing(path) as part:
+        part.write_text("new")
+        assert part.parent == target.parent  # of one disk, so that it can be put in place in one step
+    assert path.is_symlink() and between.is_symlink() and not target.is_symlink()
+    assert target.read_text() == "new" and [found.name for found in target.parent.iterdir()] == ["real.bin"]
+
+
+def test_links_that_lead_nowhere_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    circle = linked(tmp_path / "a.bin", tmp_path / "b.bin")
+    linked(tmp_path / "b.bin", circle)
+    (tmp_path / "folder").mkdir()
+    for path, why in (
+        (circle, "a symbolic link that leads back to itself"),
+        (linked(tmp_path / "c.bin", tmp_path / "nowhere" / "c.bin"), "nowhere, which does not exist"),
+        (linked(tmp_path / "d.bin", tmp_path / "folder"), "is a folder"),
+    ):
+        with pytest.raises(SettingError, match=why), replacing(path):
+            pytest.fail("the block ran")
+        assert path.is_symlink()
+
+
+def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    tensors = {
+        "base": base,
+        "the same": base,
+        "a part": base[1:],
+        "another way round": base.T,
+        "one row thrice": base[0].expand(3, 4),
+        "other numbers": base.view(torch.int32),
+        "nothing": base[:0],
+    }
+    write_file(tensors, tmp_path / "a.safetensors", {"about": "ties"})
+    found = safetensors.load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
