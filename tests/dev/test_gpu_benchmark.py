@@ -1,5 +1,9 @@
 """What benchmarks/gpu.py times on a card runs here on the CPU, so that it is not a card's owner who finds a slip."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import gpu
 import pytest
 import torch
@@ -33,3 +37,18 @@ def test_without_a_card_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main()
     assert capsys.readouterr().out == "There is no NVIDIA card here: nothing was measured.\n"
+
+
+def test_whoever_has_a_card_needs_little_to_run_what_is_for_it() -> None:
+    """Torch, numpy, safetensors, tqdm, pytest and hypothesis; what else the library and other tests take is hidden."""
+    code = (
+        "import sys, pytest\n"
+        "sys.modules.update(dict.fromkeys(['av', 'playwright', 'scipy', 'sklearn', 'tensor_layouts', 'websockets']))\n"
+        "sys.path.insert(0, 'benchmarks')\n"
+        "import gpu\n"
+        "sys.exit(pytest.main(['tests/gpu', '--collect-only', '-q', '-p', 'no:cacheprovider']))\n"
+    )
+    root = Path(gpu.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_gpu.py::test_every_card_has_kernels_of_its_own" in done.stdout
