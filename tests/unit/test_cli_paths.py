@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny.commands import CLIP, Run, linked, played
 from torch import Tensor
 
 from qarvd.checkpoint.model import Model, load, state_tensors
 from qarvd.cli import main
-
-from .commands import CLIP, Run, linked, played
 
 Written = Callable[..., Path]
 

@@ -10,14 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors import torch as safetensors
+from tiny.commands import linked
 from torch import Tensor
 
 from qarvd.checkpoint.model import Model, save
 from qarvd.checkpoint.write import save_file as write_file
 from qarvd.errors import SettingError
 from qarvd.files import replacing
-
-from .commands import linked
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny.commands import Run, played, texts
 
 from qarvd.checkpoint.inputs import read_embeddings, read_latents, read_one_prompt, read_prompt_list
 from qarvd.errors import CheckpointError, PromptError, QarvdError
-
-from .commands import Run, played, texts
 
 READERS = {
     "embeddings": (lambda path: read_embeddings(str(path)), (2, 3, 16)),
