@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..qarvd.calibrate.prompts import shipped_prompts
+from ..qarvd.calibrate.prompts import shipped_prompts, stacked
 from ..qarvd.checkpoint.model import checksum
 from ..qarvd.checkpoint.write import save_file
 from ..qarvd.demo.prompts import split_prompts
@@ -151,10 +149,3 @@ def encode(clip: Any, line: str, number: int) -> Tensor:
         )
     used = tensor[0].detach().abs().amax(-1).nonzero()
     return tensor[0, : int(used.max()) + 1 if len(used) else 1].detach().cpu()
-
-
-def stacked(parts: list[Tensor]) -> Tensor:
-    """Embeddings of different lengths with zeros behind the shorter: [prompts, tokens, text_dim]."""
-    longest = max(map(len, parts))
-    wide = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
-    return wide.to(torch.bfloat16) if wide.shape[-1] >= 1024 else wide

@@ -17,7 +17,7 @@ import torch
 from ..errors import QarvdError
 from .common import work_folder
 
-VERBS = ("demo", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
+VERBS = ("demo", "encode", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
 
 ADVICE = {
     "calibrate": "take a smaller --size, fewer --chunks, or --device cpu",
