@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from linear import HOPELESS, milliseconds
 from torch import Tensor
 
-from qarvd.demo.pace import peak_memory, resident_memory
+from qarvd.demo.performance import peak_memory, resident_memory
 from qarvd.ops import library
 from qarvd.ops.ring import Ring, codec_of_ring
 from qarvd.report.tables import size_text

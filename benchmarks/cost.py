@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 import torch
 
-from qarvd.calibrate.calls import BATCHES, FOLLOWED, generated
-from qarvd.calibrate.calls import CHUNKS as FIRST
+from qarvd.calibrate.call_sensitivity import BATCHES, FOLLOWED, generated
+from qarvd.calibrate.call_sensitivity import CHUNKS as FIRST
 from qarvd.calibrate.collect import TOKENS
-from qarvd.calibrate.reach import REACHES
+from qarvd.calibrate.frame_weights import LEAST_PROMPTS
+from qarvd.calibrate.horizon import HORIZONS
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.calibrate.stats import WIDE
-from qarvd.calibrate.weights import LEAST_PROMPTS
 from qarvd.cli.calibrate import DEFAULTS
-from qarvd.demo.pace import peak_memory
+from qarvd.demo.performance import peak_memory
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
-from qarvd.jobs.pace import CHOOSING, FITTING, MINUTES, Clock, Rest
 from qarvd.jobs.quantize import ON_CARD
+from qarvd.jobs.time_budget import CHOOSING, FITTING, MINUTES, Clock, RemainingWork
 from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.grid import CLIPS
 from qarvd.quantize.model import linear_groups
@@ -96,7 +96,7 @@ def fit_seconds(config: WanConfig, card: Card) -> float:
 def minutes(config: WanConfig, card: Card, prompts: int, measured: int, reach: str) -> list[dict[str, object]]:
     """Each part of a run as a row."""
     clip = clip_work(config)
-    effects = sum(clip_work(config, k, k + far) for k, far in enumerate(REACHES[reach](CHUNKS)))
+    effects = sum(clip_work(config, k, k + far) for k, far in enumerate(HORIZONS[reach](CHUNKS)))
     singles = clip_work(config, 0, FIRST + FOLLOWED - 1)
     singles = BATCHES * (singles + sum(CALLS * clip_work(config, k, k + FOLLOWED) for k in range(FIRST)))
     calls = CHUNKS * CALLS - 1
@@ -133,19 +133,19 @@ def weights_of(config: WanConfig) -> int:
     return config.num_layers * (8 * config.dim**2 + 2 * config.dim * config.ffn_dim)
 
 
-def prompts_in(limit: float, measured: int, reach: str, rest: Rest = FITTING, card: Card = Card()) -> int:
+def prompts_in(limit: float, measured: int, reach: str, rest: RemainingWork = FITTING, card: Card = Card()) -> int:
     """How many prompts `calibrate` takes in `limit` minutes on `card`: all its clock knows is the pace of chunks."""
-    clock, far = Clock(None), REACHES[reach](CHUNKS)
+    clock, far = Clock(None), HORIZONS[reach](CHUNKS)
     effects = sum(clip_work(WAN, k, k + chunks) for k, chunks in enumerate(far))
     later = BATCHES * generated(Setting(WAN, PRESETS["self-forcing"], SIZE, CHUNKS * CHUNK_FRAMES))
     prompts = 0
     while True:
         measuring = prompts < measured
-        due = CHUNKS + measuring * sum(far)
-        if prompts >= LEAST_PROMPTS and clock.in_all(due + later, prompts + 1, CHUNKS, rest) > limit:
+        upcoming = CHUNKS + measuring * sum(far)
+        if prompts >= LEAST_PROMPTS and clock.projected_minutes(upcoming + later, prompts + 1, CHUNKS, rest) > limit:
             return prompts
         clock.earlier += (clip_work(WAN) + measuring * effects) / card.half
-        clock.generated += due
+        clock.generated += upcoming
         prompts += 1
 
 
@@ -219,7 +219,7 @@ def main() -> None:
         "--prompts", type=int, help=f"as many as are taken in {MINUTES:g} minutes where it is not given"
     )
     parser.add_argument("--measured", type=int, default=MEASURED_IN_TIME, help="prompts on which chunks are measured")
-    parser.add_argument("--reach", choices=REACHES, default=DEFAULTS["reach"])
+    parser.add_argument("--reach", choices=HORIZONS, default=DEFAULTS["reach"])
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     prompts = args.prompts or prompts_in(MINUTES, args.measured, args.reach)

@@ -28,7 +28,7 @@ from qarvd.checkpoint.model import Model, save
 from qarvd.cli.common import load_model, ready
 from qarvd.demo.bundle import LATENT_SIDE, MODEL, embed
 from qarvd.demo.experiment import samples
-from qarvd.demo.pace import peak_memory, resident_memory
+from qarvd.demo.performance import peak_memory, resident_memory
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.recipe import RECIPES

@@ -14,24 +14,24 @@ import torch
 from comfy_api.latest import io
 
 from ..qarvd.calibrate.calibration import Calibration
-from ..qarvd.calibrate.reach import REACHES
-from ..qarvd.calibrate.weights import FrameWeights
+from ..qarvd.calibrate.frame_weights import FrameWeights
+from ..qarvd.calibrate.horizon import HORIZONS
 from ..qarvd.checkpoint.calibration import FORMAT, load_calibration, save_calibration
 from ..qarvd.checkpoint.model import Model, checksum
 from ..qarvd.errors import PromptError, SettingError
 from ..qarvd.jobs.calibrate import SEED, calibrate, identity
-from ..qarvd.jobs.pace import FITTING, MINUTES
+from ..qarvd.jobs.time_budget import FITTING, MINUTES
 from ..qarvd.jobs.work import Work
 from ..qarvd.recipe import RECIPES
 from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.chunks import Sensitivity
 from ..qarvd.wan.forward import pad_text
 from . import host
+from .log import warn_once
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
-from .say import say_once
+from .session import check_device, latent_size
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
-from .stage import check_device, latent_size
 from .store import kept_at, recalled
 
 
@@ -80,7 +80,7 @@ class Calibrate(io.ComfyNode):
                 io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Of the video in pixels."),
                 io.Combo.Input(
                     "reach",
-                    options=sorted(REACHES, key=lambda name: name != "short"),
+                    options=sorted(HORIZONS, key=lambda name: name != "short"),
                     default="short",
                     tooltip=(
                         "How far a chunk's effect is followed: short takes a third of the time and tells the rest from "
@@ -183,12 +183,12 @@ def measure(
             frames,
             recipe,
             SEED,
-            reach=reach,
+            horizon=reach,
             work=work,
             minutes=minutes or None,
             rest=FITTING,
             on_chunk=bar.at,
-            on_caveat=say_once,
+            on_caveat=warn_once,
         )
     work.finish(lambda temporary: save_calibration(calibration, temporary), path)
     return calibration
@@ -249,7 +249,7 @@ def chunk_sizes(calibration: Calibration) -> tuple[int, ...]:
 
 def sensitivity_data(found: FrameWeights, calibration: Calibration) -> dict[str, Any]:
     """What the panel draws."""
-    told = Sensitivity(
+    shown = Sensitivity(
         found.chunk_frames,
         found.sensitivity,
         found.low,
@@ -258,11 +258,11 @@ def sensitivity_data(found: FrameWeights, calibration: Calibration) -> dict[str,
         found.fitted,
         found.rate,
         found.prompts,
-        calibration.reach,
+        calibration.horizon,
     )
     names = ("share", "low", "high", "fitted_share", "per_affected", "chunk_frames")
     return {
         "qarvd_sensitivity": [
-            {**{name: list(getattr(told, name)) for name in names}, "prompts": told.prompts, "rate": told.rate}
+            {**{name: list(getattr(shown, name)) for name in names}, "prompts": shown.prompts, "rate": shown.rate}
         ]
     }

@@ -62,7 +62,7 @@ class CompareVideos(io.ComfyNode):
         lines = ["frame  PSNR (dB)    SSIM"]
         for frame, (ratio, likeness) in enumerate(zip(ratios, alike.tolist(), strict=True)):
             lines.append(f"{frame:5}  {'same' if ratio is None else f'{ratio:.2f}':>9}  {likeness:.4f}")
-        told = {"psnr": ratios, "ssim": alike.tolist(), "drift": drift}
-        told |= {"chunk_frames": chunk_frames, "first_chunk_frames": first}
+        figures = {"psnr": ratios, "ssim": alike.tolist(), "drift": drift}
+        figures |= {"chunk_frames": chunk_frames, "first_chunk_frames": first}
         whole = min(100.0, psnr(errors.mean()).item())
-        return io.NodeOutput(whole, alike.mean().item(), "\n".join(lines), ui={"qarvd_compare": [told]})
+        return io.NodeOutput(whole, alike.mean().item(), "\n".join(lines), ui={"qarvd_compare": [figures]})

@@ -16,7 +16,7 @@ import comfy.supported_models as families
 import torch
 from torch import Tensor
 
-from ..qarvd.checkpoint.model import Model, assemble, state_tensors, told
+from ..qarvd.checkpoint.model import Model, assemble, read_metadata, state_tensors
 from ..qarvd.checkpoint.quantized import MARKER
 from ..qarvd.errors import CheckpointError, SettingError
 from ..qarvd.recipe import Recipe
@@ -24,7 +24,7 @@ from ..qarvd.stream.presets import PRESETS, find_preset
 from ..qarvd.wan.config import WanConfig
 from . import layout
 from .linears import operations
-from .say import say_once
+from .log import warn_once
 
 ATTACHMENT = "qarvd"
 AUTOMATIC = "automatic"
@@ -51,7 +51,7 @@ def patcher_of(model: Model) -> Any:
     quantized = model.recipe is not None
     reason = layout.register() if quantized else None
     if reason is not None:
-        say_once(f"Quantized linears are loaded by this pack's own operations: {reason}.")
+        warn_once(f"Quantized linears are loaded by this pack's own operations: {reason}.")
     options = {"custom_operations": operations()} if reason is not None else {}
     metadata = {"config": json.dumps({"transformer": model.config.transformer_metadata()})}
     if hasattr(families, "WAN21_CausalAR_T2V"):  # such a ComfyUI reads the model's dimensions from the metadata
@@ -100,11 +100,11 @@ def about(patcher: Any) -> About | None:
     return found if isinstance(found, About) else None
 
 
-def told_family(patcher: Any) -> str | None:
+def family_in_file(patcher: Any) -> str | None:
     """What the file of a MODEL says of its family, where ComfyUI's own loader remembers the file (from 0.27 on)."""
     _, arguments, *_ = getattr(patcher, "cached_patcher_init", None) or (None, ())
     path = Path(arguments[0]) if arguments and isinstance(arguments[0], str) else None
-    family = None if path is None else told(path).get("preset")
+    family = None if path is None else read_metadata(path).get("preset")
     return family if isinstance(family, str) and family in PRESETS else None
 
 
@@ -121,7 +121,7 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     """The family of a MODEL, or the one that was chosen for it. Raises SettingError where neither is known."""
     config_of(patcher)
     ours = about(patcher)
-    known = told_family(patcher) if ours is None else ours.family
+    known = family_in_file(patcher) if ours is None else ours.family
     if chosen != AUTOMATIC:
         find_preset(chosen)
         if known is not None and chosen != known:

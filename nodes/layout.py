@@ -144,11 +144,11 @@ def _trouble(ops: Any) -> str | None:
             linear.load_state_dict(dict(stored))
             prepared.lay_out(linear.weight._qdata, weight, REFERENCE)  # to set oneDNN up would take most of the time
             with torch.inference_mode():
-                came = linear(x)
+                actual = linear(x)
             written = linear.state_dict()
         except TROUBLE as error:
             return f"{name}: {first_line(error)}"
-        if not torch.equal(came, _product(x, weight, bias)):
+        if not torch.equal(actual, _product(x, weight, bias)):
             return f"{name}: its output is wrong"
         if any(key not in written or not torch.equal(written[key], tensor) for key, tensor in stored.items()):
             return f"{name}: it is stored again as {', '.join(written)}"

@@ -12,7 +12,7 @@ from ..qarvd.ops.backend import Backend, QuantizedActivation, Run, choose
 from ..qarvd.ops.codecs import Codec
 from ..qarvd.ops.split import ChannelSplit
 from ..qarvd.ops.weight import QuantizedWeight
-from .say import say_once
+from .log import warn_once
 
 
 class _Prepared(NamedTuple):
@@ -38,7 +38,7 @@ def lay_out(codes: Tensor, weight: QuantizedWeight, backend: Backend | None = No
     """Have `backend`, or the fastest there is, run the linear whose codes are the tensor `codes`, from now on."""
     chosen = backend or choose(weight)
     if backend is None and (caveat := chosen.caveat(weight)):
-        say_once(caveat)
+        warn_once(caveat)
     run = chosen.prepare(weight, None)
     _PREPARED[codes] = _Prepared(run, _version(codes))
     return run

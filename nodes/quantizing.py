@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..qarvd import __version__
-from ..qarvd.checkpoint.model import Model, checksum, described, load, save, state_tensors, told
+from ..qarvd.checkpoint.model import Model, checksum, described, load, read_metadata, save, state_tensors
 from ..qarvd.checkpoint.tensorwise import save_tensorwise
 from ..qarvd.errors import SettingError
 from ..qarvd.jobs.budget import check_target
@@ -97,7 +97,7 @@ class Quantize(io.ComfyNode):
                 fit(found, recipe, statistics, path, about)
             made = load(path)
         patcher = host.patcher_of(made)
-        reports = [report_from({"name": name, **told}) for name, told in made.notes["layers"].items()]  # pyright: ignore
+        reports = [report_from({"name": name, **report}) for name, report in made.notes["layers"].items()]  # pyright: ignore
         table = by_kind(reports)
         text = text_table(table)
         return io.NodeOutput(
@@ -139,9 +139,9 @@ def report_data(
     model: Model, reports: Sequence[LayerReport], table: Sequence[Mapping[str, object]], note: str | None
 ) -> dict[str, Any]:
     """What the panel draws."""
-    told = {report.name: report for report in reports}
+    by_name = {report.name: report for report in reports}
     groups = linear_groups(model.config.num_layers)
-    cells = [layer_data(names, told[names[0]].shape[1], told[names[0]].n_outlier) for names in groups]
+    cells = [layer_data(names, by_name[names[0]].shape[1], by_name[names[0]].n_outlier) for names in groups]
     rows = [[v if isinstance(v, int | float | None) else str(v) for v in row.values()] for row in table]
     return {
         "qarvd_outliers": [{"layers": cells}],
@@ -199,11 +199,11 @@ class SaveModel(io.ComfyNode):
 
 def find(paths: Sequence[Path], model: Model) -> Path | None:
     """The file among `paths` that holds this very model, by what it says of itself."""
-    told_by = {path: {key: value for key, value in told(path).items() if key != "versions"} for path in paths}
-    if not any(told_by.values()):
+    stored = {path: {key: value for key, value in read_metadata(path).items() if key != "versions"} for path in paths}
+    if not any(stored.values()):
         return None
     mine = json.loads(json.dumps(described(model, state_tensors(model))))
-    return next((path for path, found in told_by.items() if found == mine), None)
+    return next((path for path, found in stored.items() if found == mine), None)
 
 
 def free_name(folder: Path, name: str) -> tuple[list[Path], Path]:

@@ -16,8 +16,8 @@ from ..qarvd.stream.presets import CACHES
 from ..qarvd.stream.rollout import check_guidance
 from ..qarvd.stream.sampler import frame_tokens, spans
 from ..qarvd.stream.schedule import Schedule
-from . import host, stage
-from .live import Live
+from . import host, session
+from .live_preview import LivePreview
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
 from .schedules import agreed
@@ -134,7 +134,7 @@ def sample(
     check_guidance(getattr(guider, "cfg", 1.0))
     patcher, base = guider.model_patcher, guider.inner_model
     check_latents(x, base)
-    on = stage.of(patcher, base, family, frames, x.device)
+    on = session.of(patcher, base, family, frames, x.device)
     batch, _, total, height, width = x.shape
     size = (height, width)
     if on.demo and size != (LATENT_SIDE, LATENT_SIDE):
@@ -151,18 +151,18 @@ def sample(
     noise = starting(model, x).to(on.dtype)
     parts = [noise[:, :, span.start : span.stop] for span in spans(total - before, on.preset.chunk_frames, before)]
     cache = on.preset.cache(total, codec)
-    needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
-    stage.make_room(needed, on.device, patcher, working)
+    needed, working = session.cache_bytes(on, cache, batch, size, codec), session.working_bytes(on, batch, size)
+    session.make_room(needed, on.device, patcher, working)
     # ComfyUI drew `x` from the seed itself; the same numbers again between steps would not be fresh noise.
-    fresh = stage.seeded(on, ((extra_args or {}).get("seed") or 0) + 1, batch)
-    text = stage.text_of(guider.conds["positive"], batch)
-    live = Live(node, on.demo, len(parts), before)
-    prompts = stage.prompts_of(changes, batch, len(parts))
-    bar = Progress(stage.calls(chosen, total - before, before, cache, prompts))
+    fresh = session.seeded(on, ((extra_args or {}).get("seed") or 0) + 1, batch)
+    text = session.text_of(guider.conds["positive"], batch)
+    live = LivePreview(node, on.demo, len(parts), before)
+    prompts = session.prompts_of(changes, batch, len(parts))
+    bar = Progress(session.calls(chosen, total - before, before, cache, prompts))
     out = x.clone()
     if begun is not None:
         out[:, :, :before] = begun
-    for chunk in stage.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar, prompts):
+    for chunk in session.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar, prompts):
         out[:, :, chunk.start : chunk.start + chunk.latents.shape[2]] = chunk.latents
         bar.picture(live.show(chunk))
     return out

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..qarvd.errors import SettingError
 from ..qarvd.stream.sampler import spans
 from ..qarvd.stream.schedule import Schedule
-from . import stage
-from .live import Live
+from . import session
+from .live_preview import LivePreview
 from .models import CATEGORY
 from .progress import Progress
 from .sampler import changes_input, fitting, stream_inputs
@@ -91,14 +91,14 @@ class StreamVideo(io.ComfyNode):
         changes: Mapping[int, Sequence[Any]] | None = None,
     ) -> io.NodeOutput:
         device = model.load_device
-        on = stage.of(model, model.model, family, (chunk_frames, window, sink), device)
-        size = stage.latent_size(on.config, on.demo, width, height)
+        on = session.of(model, model.model, family, (chunk_frames, window, sink), device)
+        size = session.latent_size(on.config, on.demo, width, height)
         given = start(initial, vae, start_image, (height, width))
         with torch.no_grad():
             samples, live = run(
                 on,
                 model,
-                stage.text_of(positive, batch_size),
+                session.text_of(positive, batch_size),
                 size,
                 chunks,
                 seed,
@@ -106,7 +106,7 @@ class StreamVideo(io.ComfyNode):
                 schedule,
                 given,
                 cls.hidden.unique_id,
-                stage.prompts_of(changes, batch_size, chunks),
+                session.prompts_of(changes, batch_size, chunks),
             )
         figures = live.figures()
         info = (
@@ -142,7 +142,7 @@ def start(
 
 
 def run(
-    on: stage.Stage,
+    on: session.Session,
     patcher: Any,
     text: Tensor,
     size: tuple[int, int],
@@ -153,7 +153,7 @@ def run(
     given: Tensor | None,
     node: str | None,
     prompts: Mapping[int, Tensor],
-) -> tuple[Tensor, Live]:
+) -> tuple[Tensor, LivePreview]:
     """Load, make room, stream: latents [batch, channels, frames, height, width] in ComfyUI's space."""
     batch, chosen, chunk_frames = len(text), schedule or on.preset.schedule, on.preset.chunk_frames
     shape = (batch, on.config.in_dim, 1, *size)
@@ -163,16 +163,16 @@ def run(
         before = given.shape[2]
     frames = chunks * chunk_frames
     cache = on.preset.cache(before + frames, codec)
-    needed, working = stage.cache_bytes(on, cache, batch, size, codec), stage.working_bytes(on, batch, size)
+    needed, working = session.cache_bytes(on, cache, batch, size, codec), session.working_bytes(on, batch, size)
     management.load_models_gpu([patcher], memory_required=needed + working)
-    stage.make_room(needed, on.device, patcher, working)
+    session.make_room(needed, on.device, patcher, working)
     begun = None if given is None else on.to_model(given)
-    draw = stage.seeded(on, seed, batch)
+    draw = session.seeded(on, seed, batch)
     noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
-    bar = Progress(stage.calls(chosen, frames, before, cache, prompts))
-    live = Live(node, on.demo, chunks, before)
+    bar = Progress(session.calls(chosen, frames, before, cache, prompts))
+    live = LivePreview(node, on.demo, chunks, before)
     parts = [] if begun is None else [on.to_socket(begun)]
-    for chunk in stage.chunks_of(on, text, noise, draw, chosen, cache, begun, bar, prompts):
+    for chunk in session.chunks_of(on, text, noise, draw, chosen, cache, begun, bar, prompts):
         parts.append(on.to_socket(chunk.latents))
         live.show(chunk)
     return torch.cat(parts, dim=2), live

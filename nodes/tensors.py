@@ -32,7 +32,7 @@ from ..qarvd.quantize.outliers import published_split
 from ..qarvd.quantize.rounding.nearest import ROUND
 from ..qarvd.quantize.rounding.task import Task
 from . import prepared
-from .say import say_once
+from .log import warn_once
 
 
 class DualScaleLayout(QuantizedLayout):
@@ -198,7 +198,7 @@ def multiply(x: Any, weight: Any, bias: Tensor | None) -> Tensor:
     on_cpu = x.device.type == "cpu"
     reason = None if on_cpu else device.refuses(x.device)
     if reason:
-        say_once(f"Quantized linears are dequantized at every call, which is slower than full precision: {reason}.")
+        warn_once(f"Quantized linears are dequantized at every call, which is slower than full precision: {reason}.")
     if reason or (not on_cpu and x.numel() <= FEW_TOKENS * x.shape[-1]):
         full = layout.dequantize(codes, replace(params, orig_dtype=torch.float32))
         return F.linear(x, full.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -13,9 +13,9 @@ from ..errors import CheckpointError, PromptError, SettingError
 from ..recipe import Recipe
 from ..stream.sampler import frame_tokens
 from .collect import refusing_overflow
-from .reach import full_reach
+from .frame_weights import FrameWeights, converged
+from .horizon import full_horizon
 from .rollout import Rollout, Setting, roll_out
-from .weights import FrameWeights, converged
 
 BATCH_TOKENS = 1600
 """Tokens of a chunk that are generated together; many small clips at once keep a machine busy."""
@@ -35,7 +35,7 @@ class Calibration:
     rollouts: tuple[Rollout, ...]
     errors: Tensor
     """Of `roll_out`, for as many prompts as were measured: float64 [prompts, chunks, chunks]."""
-    reach: tuple[int, ...]
+    horizon: tuple[int, ...]
     """How many chunks were generated with each one quantized, itself included."""
     call_errors: Tensor
     """Of `calls.call_errors`, for fewer prompts: float64 [prompts, measured chunks, calls]."""
@@ -43,7 +43,7 @@ class Calibration:
     """How the tree was quantized with which effects are measured; None: an older file does not say."""
 
     def __add__(self, other: Calibration) -> Calibration:
-        names = ("model", "preset_name", "size", "frames", "reach", "measured_as")
+        names = ("model", "preset_name", "size", "frames", "horizon", "measured_as")
         if different := [name for name in names if getattr(self, name) != getattr(other, name)]:
             raise SettingError(f"Statistics that differ in {', '.join(different)} do not add up; calibrate them alike.")
         errors = torch.cat([self.errors, other.errors])
@@ -59,7 +59,7 @@ class Calibration:
         """The weight of each chunk; all alike where nothing was measured."""
         if not len(self.errors):
             return FrameWeights.uniform(chunk_frames)
-        return FrameWeights.from_errors(self.errors, tuple(chunk_frames), self.reach)
+        return FrameWeights.from_errors(self.errors, tuple(chunk_frames), self.horizon)
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,20 @@ def collect(
     embeddings: Tensor,
     seed: int,
     most_measured: int,
-    reach: Sequence[int] | None = None,
+    horizon: Sequence[int] | None = None,
     recall: Callable[[int], Batch | None] = lambda first: None,
     keep: Callable[[int, Batch], object] = lambda first, batch: None,
-    enough: Callable[[int, int], bool] = lambda prompts, due: False,
+    enough: Callable[[int, int], bool] = lambda prompts, upcoming: False,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[list[Rollout], Tensor]:
     """Roll out all prompts `embeddings` [prompts, tokens, text_dim], one clip each, in batches.
 
     While fewer than `most_measured` prompts were measured, and the intervals of the chunks' weights are wider than
-    20 %, each chunk's effect is measured too, with the tree `quantized` (None: never), as far as `reach` (None: to the
-    end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts, due)` may end the work early,
-    but not before the first batch, when the next one, of `due` chunks, would join `prompts`. Raises CheckpointError,
-    naming the layer, where a roll-out becomes NaN or infinite. `on_chunk(done, total)` counts batches' chunks; the
-    total is a guess that falls where measuring ends early.
+    20 %, each chunk's effect is measured too, with the tree `quantized` (None: never), as far as `horizon` (None: to
+    the end). `recall` and `keep` find and store a batch by its first prompt; `enough(prompts, upcoming)` may end the
+    work early, but not before the first batch, when the next one, of `upcoming` chunks, would join `prompts`. Raises
+    CheckpointError, naming the layer, if a roll-out becomes NaN or infinite. `on_chunk(done, total)` counts batches'
+    chunks; the total is an estimate that falls if measuring ends early.
     Returns the roll-outs and the errors [measured, chunks, chunks].
     """
     if not len(embeddings):
@@ -105,12 +105,12 @@ def collect(
     rollouts: list[Rollout] = []
     chunks = len(setting.spans)
     errors = torch.zeros(0, chunks, chunks, dtype=torch.float64)
-    reach = reach or full_reach(chunks)
-    whole, done = chunks + sum(reach), 0  # chunks of a measured batch; of one that is only recorded: chunks
+    horizon = horizon or full_horizon(chunks)
+    whole, done = chunks + sum(horizon), 0  # chunks of a measured batch; of one that is only recorded: chunks
     starts = range(0, len(embeddings), at_once)
     for number, first in enumerate(starts):
         measuring = quantized is not None and len(errors) < most_measured
-        measuring = measuring and not converged(errors, setting.chunk_sizes, reach)
+        measuring = measuring and not converged(errors, setting.chunk_sizes, horizon)
         if first and enough(first, whole if measuring else chunks):
             break
         measured_later = -(-(most_measured - len(errors)) // at_once) if measuring else 0
@@ -126,7 +126,7 @@ def collect(
         if batch is None:
             some = embeddings[first : first + at_once]
             seeds = range(seed + first, seed + first + len(some))
-            batch = roll_out_batch(setting, full, quantized if measuring else None, some, seeds, reach, count)
+            batch = roll_out_batch(setting, full, quantized if measuring else None, some, seeds, horizon, count)
             keep(first, batch)
         rollouts.append(batch.rollout)
         if batch.errors is not None:
@@ -145,15 +145,15 @@ def roll_out_batch(
     quantized: Any | None,
     embeddings: Tensor,
     seeds: Sequence[int],
-    reach: Sequence[int],
+    horizon: Sequence[int],
     on_chunk: Callable[[], object],
 ) -> Batch:
     """Roll out a few prompts. Raises CheckpointError, naming the layer, where that ends in NaN or infinity."""
     embeddings = embeddings.to(full.patch_embedding.weight)
-    batch = Batch(*roll_out(setting, full, embeddings, seeds, quantized, reach, on_chunk))
+    batch = Batch(*roll_out(setting, full, embeddings, seeds, quantized, horizon, on_chunk))
     if not batch.finite:
         trees = [full] if quantized is None else [full, quantized]
         with refusing_overflow(*trees):  # once more, since looking at every layer takes time
-            roll_out(setting, full, embeddings, seeds, quantized, reach)
+            roll_out(setting, full, embeddings, seeds, quantized, horizon)
         raise CheckpointError("Latents became NaN or infinite in calibration, though no layer's output did.")
     return batch

@@ -15,7 +15,7 @@ from ..stream.presets import Preset
 from ..stream.sampler import Denoiser, Step, denoise, spans, write
 from ..wan.config import WanConfig
 from ..wan.forward import encode_text
-from .aside import aside
+from .cache_branch import branch_cache
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def roll_out(
     embeddings: Tensor,
     seeds: Sequence[int],
     quantized: Any | None = None,
-    reach: Sequence[int] | None = None,
+    horizon: Sequence[int] | None = None,
     on_chunk: Callable[[], object] = lambda: None,
 ) -> tuple[Rollout, Tensor | None]:
     """Generate a batch of clips with the tree `full` and record every call.
@@ -102,7 +102,7 @@ def roll_out(
     [batch, chunks, chunks], entry [b, k, j] the mean squared error in the final latents of chunk j when the quantized
     tree generates chunk k (its cache-writing pass included) and the full one all others, from the same noise. The
     chunks before k are the same in every run, so each run starts from the full run's cache: K (K + 1) / 2
-    chunks are generated for K chunks, where whole runs would take K^2. `reach` [chunks] ends run k after so many of
+    chunks are generated for K chunks, where whole runs would take K^2. `horizon` [chunks] ends run k after so many of
     them and leaves 0 for the rest (None: never). `on_chunk` is called for each chunk that is generated.
     """
     schedule, spans_ = setting.preset.schedule, setting.spans
@@ -131,8 +131,8 @@ def roll_out(
     branches: list[list[Tensor]] = []
     for k in range(len(spans_)):
         if other is not None:
-            end = len(spans_) if reach is None else k + reach[k]
-            with aside(main.cache, setting.frames) as cache:
+            end = len(spans_) if horizon is None else k + horizon[k]
+            with branch_cache(main.cache, setting.frames) as cache:
                 branch = [generate(replace(other, cache=cache), k, end)]
                 branch += [generate(replace(main, cache=cache), j, end) for j in range(k + 1, end)]
             branches.append(branch)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..calibrate.calibration import Calibration
-from ..calibrate.calls import measured_shape, timesteps_of
-from ..calibrate.reach import full_reach
+from ..calibrate.call_sensitivity import measured_shape, timesteps_of
+from ..calibrate.horizon import full_horizon
 from ..calibrate.rollout import Call, Rollout
 from ..errors import CheckpointError, SettingError
 from ..files import no_file, replacing
@@ -44,7 +44,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         "preset": calibration.preset_name,
         "size": list(calibration.size),
         "frames": calibration.frames,
-        "reach": list(calibration.reach),
+        "reach": list(calibration.horizon),
         "measured_as": None if calibration.measured_as is None else json.loads(calibration.measured_as.to_json()),
         "calls": calls,
         "versions": {"qarvd": __version__, "torch": version("torch"), "format": FORMAT},
@@ -87,22 +87,24 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
         raise ValueError(f"they are of format {stored!r}, this version reads {FORMAT}")
     size, frames, preset = tuple(map(_whole, about["size"])), _whole(about["frames"]), str(about["preset"])
     height, width = size
-    reach = tuple(map(_whole, about["reach"]))
+    horizon = tuple(map(_whole, about["reach"]))
     family = find_preset(preset)
     chunk_frames = family.chunk_frames
-    if not 0 < frames <= chunk_frames * len(reach) < frames + chunk_frames:
-        raise ValueError(f"{frames} frames and a reach of {len(reach)} chunks do not fit together")
-    if not all(1 <= far <= most for far, most in zip(reach, full_reach(len(reach)), strict=True)):
-        raise ValueError(f"the reach is {reach}")
+    if not 0 < frames <= chunk_frames * len(horizon) < frames + chunk_frames:
+        raise ValueError(f"{frames} frames and a reach of {len(horizon)} chunks do not fit together")
+    if not all(1 <= far <= most for far, most in zip(horizon, full_horizon(len(horizon)), strict=True)):
+        raise ValueError(f"the reach is {horizon}")
     shapes = [(len(span), height, width) for span in spans(frames, chunk_frames)]
-    steps = timesteps_of(family.schedule, len(reach))
-    due = [(k, i, time) for k, times in enumerate(steps) for i, time in enumerate(times)][:-1]
-    rollouts = tuple(_rollout(i, calls, tensors, shapes, chunk_frames, due) for i, calls in enumerate(about["calls"]))
+    steps = timesteps_of(family.schedule, len(horizon))
+    expected = [(k, i, time) for k, times in enumerate(steps) for i, time in enumerate(times)][:-1]
+    rollouts = tuple(
+        _rollout(i, calls, tensors, shapes, chunk_frames, expected) for i, calls in enumerate(about["calls"])
+    )
     prompts = sum(len(rollout.embeddings) for rollout in rollouts)
     errors = tensors["errors"]
     if not prompts:
         raise ValueError("they hold no roll-outs")
-    if errors.ndim != 3 or len(errors) > prompts or errors.shape[1:] != (len(reach), len(reach)):
+    if errors.ndim != 3 or len(errors) > prompts or errors.shape[1:] != (len(horizon), len(horizon)):
         raise ValueError(f"the errors have shape {tuple(errors.shape)}")
     if not (_finite(errors) and (errors >= 0).all()):
         raise ValueError("the errors are not finite, or negative")
@@ -113,7 +115,7 @@ def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
         raise ValueError("the errors of calls are not finite, or negative")
     measured = about.get("measured_as")
     recipe = None if measured is None else Recipe.from_json(json.dumps(measured))
-    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, reach, calls, recipe)
+    return Calibration(str(about["model"]), preset, (height, width), frames, rollouts, errors, horizon, calls, recipe)
 
 
 def _rollout(
@@ -122,9 +124,9 @@ def _rollout(
     tensors: dict[str, Tensor],
     shapes: list[tuple[int, int, int]],
     chunk_frames: int,
-    due: list[tuple[int, int, float]],
+    expected: list[tuple[int, int, float]],
 ) -> Rollout:
-    """Roll-out `number`: chunks of `shapes` (frames, height, width), calls as `due` (chunk, step, timestep)."""
+    """Roll-out `number`: chunks of `shapes` (frames, height, width), calls as `expected` (chunk, step, timestep)."""
     text = tensors[f"rollouts.{number}.text_embeds"]
     if text.ndim != 3 or not _finite(text):
         raise ValueError(f"the text embeddings, of shape {tuple(text.shape)}, are not finite or do not have three axes")
@@ -142,9 +144,9 @@ def _rollout(
             raise ValueError("a call's latents are not finite")
         made.append(call)
     order = [(call.chunk, call.step) for call in made]
-    if order != [(chunk, step) for chunk, step, _ in due]:
+    if order != [(chunk, step) for chunk, step, _ in expected]:
         raise ValueError(f"the calls are of chunks and steps {order}")
-    for call, (_, _, timestep) in zip(made, due, strict=True):
+    for call, (_, _, timestep) in zip(made, expected, strict=True):
         if not isclose(call.timestep, timestep, rel_tol=1e-6):
             raise ValueError(f"a call is at timestep {call.timestep}, its family's is {timestep}")
     return Rollout(text, tuple(made))

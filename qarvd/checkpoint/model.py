@@ -185,7 +185,7 @@ def described(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, object]:
     return {"preset": model.preset_name, "recipe": recipe, **model.notes, "checksum": checksum(tensors)}
 
 
-def told(path: Path) -> dict[str, object]:
+def read_metadata(path: Path) -> dict[str, object]:
     """The `qarvd` metadata of a file; nothing where there is none."""
     try:
         with safe_open(path, "pt") as file:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from .. import __version__
 from ..calibrate import prompts as shipped
 from ..calibrate.calibration import Calibration
-from ..calibrate.reach import REACHES
-from ..calibrate.weights import LEAST_PROMPTS, WITHIN
+from ..calibrate.frame_weights import LEAST_PROMPTS, WITHIN
+from ..calibrate.horizon import HORIZONS
 from ..checkpoint.calibration import save_calibration
 from ..checkpoint.inputs import read_prompt_list
 from ..checkpoint.model import Model, checksum
@@ -22,7 +22,7 @@ from ..demo import bundle, prompts
 from ..errors import PromptError, SettingError
 from ..files import has_suffix, no_file
 from ..jobs.calibrate import SEED, calibrate, identity
-from ..jobs.pace import FITTING, MINUTES, NO_REST, Rest
+from ..jobs.time_budget import FITTING, MINUTES, NO_REST, RemainingWork
 from ..jobs.work import Work
 from ..quantize.rounding.task import ENOUGH
 from ..recipe import RECIPES, Recipe
@@ -74,7 +74,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     add_size(parser)
     parser.add_argument(
         "--reach",
-        choices=REACHES,
+        choices=HORIZONS,
         help=f"how far each chunk's effect is followed: to the end, as published (full), or short, at a third of the "
         f"time; then the rest is told from that, weights within 7 %% ({DEFAULTS['reach']})",
     )
@@ -217,7 +217,7 @@ def run_calibration(
     reach: str = "full",
     work: Work | None = None,
     minutes: float = 0,
-    rest: Rest = NO_REST,
+    rest: RemainingWork = NO_REST,
 ) -> Calibration:
     """Calibrate with a progress bar; in `minutes`, `rest` included, where that is not 0."""
     with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
@@ -234,7 +234,7 @@ def run_calibration(
             frames,
             recipe,
             seed,
-            reach=reach,
+            horizon=reach,
             work=work,
             minutes=minutes or None,
             rest=rest,

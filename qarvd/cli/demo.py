@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..checkpoint.model import Model, load, save
 from ..demo import bundle, experiment, pixels
-from ..demo.pace import measure
+from ..demo.performance import measure
 from ..errors import SettingError
 from ..files import replacing
 from ..quantize.model import LayerReport
@@ -76,13 +76,13 @@ def run(args: argparse.Namespace) -> None:
     verdicts: dict[str, experiment.Verdict] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name, (model, path) in variants.items():
-        pace = measure(path, args.chunks)
+        performance = measure(path, args.chunks)
         ready(model, "cpu")
         with tqdm(total=-(-len(cases) // BATCH) * args.chunks, unit="chunk", desc=f"streaming {name}") as bar:
             latents[name] = experiment.run(model, cases, args.chunks, BATCH, lambda chunk: bar.update())
         verdicts[name] = experiment.judge(reader, latents[name], prompts, model.preset.chunk_frames)
         quality = experiment.metrics(model, latents[name], latents["full"], verdicts[name])
-        figures[name] = {"bytes": path.stat().st_size, **quality, **asdict(pace)}
+        figures[name] = {"bytes": path.stat().st_size, **quality, **asdict(performance)}
     figures["full"]["digit_loss_points"] = None
     for name in layers:
         mean, low, high = experiment.paired_loss(verdicts["full"].digit, verdicts[name].digit, groups=64)

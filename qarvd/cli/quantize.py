@@ -16,8 +16,8 @@ from ..checkpoint.calibration import load_calibration
 from ..checkpoint.model import Model, save
 from ..errors import SettingError
 from ..jobs.budget import check_target
-from ..jobs.pace import CHOOSING, FITTING
 from ..jobs.quantize import MEASURING, QUANTIZING, check_statistics, check_stream, quantize
+from ..jobs.time_budget import CHOOSING, FITTING
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
@@ -122,7 +122,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
     if args.stats:
         calibration = load_calibration(args.stats)
         check_statistics(calibration, model)
-        check_stream(recipe, len(calibration.reach))
+        check_stream(recipe, len(calibration.horizon))
         measured = calibration.measured_as
         if len(calibration.errors) and recipe.frame_weights and measured and measured.weight_bits != recipe.weight_bits:
             say(f"Chunks were measured with {measured.weight_bits}-bit weights; their effects serve here, too.")

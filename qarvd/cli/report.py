@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..calibrate.weights import FrameWeights
+from ..calibrate.frame_weights import FrameWeights
 from ..checkpoint.inputs import numbered
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError, ShapeError

@@ -10,8 +10,8 @@ from ..calibrate.rollout import Rollout, Setting
 from ..checkpoint.model import Model, written_dtype
 from ..errors import SettingError
 from ..quantize.budget import Allocation, Option, allocate, parse_target
-from ..quantize.effect import option_errors
 from ..quantize.model import LayerReport, linear_groups, reason_to_keep
+from ..quantize.sensitivity import option_errors
 from ..recipe import Recipe
 from .calibrate import identity
 

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calibrate import calls
+from ..calibrate import call_sensitivity
 from ..calibrate.calibration import Batch, Calibration, batch_prompts, collect
 from ..calibrate.collect import refusing_overflow
-from ..calibrate.reach import REACHES
+from ..calibrate.frame_weights import LEAST_PROMPTS
+from ..calibrate.horizon import HORIZONS
 from ..calibrate.rollout import Setting
-from ..calibrate.weights import LEAST_PROMPTS
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
 from ..ops.linear import QuantizedLinear
 from ..ops.weight_only import WEIGHT_ONLY
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
-from .pace import NO_REST, Clock, Rest
+from .time_budget import NO_REST, Clock, RemainingWork
 from .work import Work
 
 MEASURED, MEASURED_IN_TIME = 32, 8
@@ -52,26 +52,26 @@ def calibrate(
     recipe: Recipe,
     seed: int = SEED,
     most_measured: int | None = None,
-    reach: str = "full",
+    horizon: str = "full",
     work: Work | None = None,
     minutes: float | None = None,
-    rest: Rest = NO_REST,
+    rest: RemainingWork = NO_REST,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
     on_caveat: Callable[[str], object] = lambda text: None,
 ) -> Calibration:
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
     Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts (MEASURED; or
-    MEASURED_IN_TIME, where time is short), and only where the recipe wants frame weights; `reach` names how far each
+    MEASURED_IN_TIME, where time is short), and only where the recipe wants frame weights; `horizon` names how far each
     effect is followed. Of the prompts as many are taken as fit `minutes` with all that follows, `rest` included, at the
     pace of those before, but at least LEAST_PROMPTS. `on_caveat` hears where effects are measured of weights alone.
     """
     setting = setting_of(model, size, frames)
     chunks = len(setting.spans)
-    if reach not in REACHES:
-        raise SettingError(f"There is no reach {reach!r}; choose from {', '.join(REACHES)}.")
-    errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), REACHES[reach](chunks)
-    no_calls = calls.nothing_measured(setting)
+    if horizon not in HORIZONS:
+        raise SettingError(f"There is no reach {horizon!r}; choose from {', '.join(HORIZONS)}.")
+    errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), HORIZONS[horizon](chunks)
+    no_calls = call_sensitivity.nothing_measured(setting)
     rounded = recipe.without_data()
     nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls, rounded)
     quantized: Any = None
@@ -86,17 +86,20 @@ def calibrate(
 
     def followed(prompts: int) -> tuple[Tensor, ...]:
         """Batches of the first `prompts` on which calls are measured."""
-        most = min(calls.PROMPTS, calls.BATCHES * at_once, prompts)
+        most = min(call_sensitivity.PROMPTS, call_sensitivity.BATCHES * at_once, prompts)
         return texts[:most].split(at_once) if calls_matter and most else ()
 
-    later = calls.generated(setting) * len(followed(len(texts)))
+    later = call_sensitivity.generated(setting) * len(followed(len(texts)))
     clock = Clock(work)
     stop = None if work is None else work.note("prompts")
 
-    def enough(prompts: int, due: int) -> bool:
+    def enough(prompts: int, upcoming: int) -> bool:
         nonlocal stop
         finished = work is not None and work.has_batch(prompts)
-        late = minutes is not None and clock.in_all(due + later, prompts // at_once + 1, chunks, rest) > minutes
+        late = (
+            minutes is not None
+            and clock.projected_minutes(upcoming + later, prompts // at_once + 1, chunks, rest) > minutes
+        )
         if stop is None and late and not finished:
             stop = max(prompts, LEAST_PROMPTS)
             if work is not None:
@@ -129,7 +132,7 @@ def calibrate(
     few = followed(found.prompts)
     if not few:
         return found
-    later = calls.generated(setting) * len(few)
+    later = call_sensitivity.generated(setting) * len(few)
     measured, numbers = None if work is None else work.note("calls"), count(clock.generated + 1)
     if measured is None:
         end = clock.generated + later
@@ -156,10 +159,10 @@ def measure_calls(
     for batch in batches:
         texts = batch.to(full.patch_embedding.weight)
         seeds = range(seed, seed + len(texts))
-        errors = calls.call_errors(setting, full, quantized, texts, seeds, on_chunk)
+        errors = call_sensitivity.call_errors(setting, full, quantized, texts, seeds, on_chunk)
         if not torch.isfinite(errors).all():
             with refusing_overflow(full, quantized):  # once more, since looking at every layer takes time
-                calls.call_errors(setting, full, quantized, texts, seeds)
+                call_sensitivity.call_errors(setting, full, quantized, texts, seeds)
             raise CheckpointError("Latents became NaN or infinite where single model calls were quantized.")
         parts.append(errors)
         seed += len(texts)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..calibrate.calibration import Calibration
-from ..calibrate.calls import call_shares, calls_of, nothing_measured, sample_calls
+from ..calibrate.call_sensitivity import call_shares, calls_of, nothing_measured, sample_calls
+from ..calibrate.frame_weights import FrameWeights
+from ..calibrate.offload import OffloadAllocator
 from ..calibrate.rollout import Rollout, Setting
-from ..calibrate.spill import Spill
-from ..calibrate.weights import FrameWeights
 from ..checkpoint.model import Model
 from ..errors import SettingError
 from ..quantize.blockwise import Memory, quantize_blockwise
@@ -74,7 +74,7 @@ def quantize(
             found = choice.allocation
             notes["budget"] = {"bytes": found.nbytes, "error": found.error}
         rollouts, fitted = (calibration.rollouts, table) if all_calls else sample_calls(calibration.rollouts, table)
-        with room_for(state_bytes(rollouts, model), model.tree.patch_embedding.weight.device, work) as spill:
+        with offload_for(state_bytes(rollouts, model), model.tree.patch_embedding.weight.device, work) as offload:
             reports = quantize_blockwise(
                 model.tree,
                 setting,
@@ -82,7 +82,7 @@ def quantize(
                 fitted,
                 recipe,
                 None if choice is None else choice.bits,
-                spill=spill,
+                offload=offload,
                 memory=None if work is None else Memory(work.recall_group, work.keep_group),
                 on_layer=on_layer,
                 on_call=lambda: on_call(QUANTIZING),
@@ -161,15 +161,15 @@ def keep_choice(choice: Choice, work: Work | None) -> None:
 
 
 @contextmanager
-def room_for(states: float, device: torch.device, work: Work | None) -> Iterator[Spill]:
+def offload_for(states: float, device: torch.device, work: Work | None) -> Iterator[OffloadAllocator]:
     """Room for so many bytes: on the card `device` where that has enough, else in memory, or on the job's disk."""
     if states + ON_CARD <= free_memory(device):
-        yield Spill(None, device)
+        yield OffloadAllocator(None, device)
     elif work is None or states <= IN_MEMORY:
-        yield Spill(None)
+        yield OffloadAllocator(None)
     else:
-        with work.spill() as folder:
-            yield Spill(folder)
+        with work.offload_folder() as folder:
+            yield OffloadAllocator(folder)
 
 
 def free_memory(device: torch.device) -> float:
@@ -190,8 +190,13 @@ def state_bytes(rollouts: Sequence[Rollout], model: Model) -> float:
 def calibration_notes(calibration: Calibration) -> dict[str, object]:
     """What the file's metadata says of the calibration."""
     measured = None if calibration.measured_as is None else json.loads(calibration.measured_as.to_json())
-    names = ("prompts", "size", "frames", "reach")
-    return {**{name: getattr(calibration, name) for name in names}, "measured_as": measured}
+    return {
+        "prompts": calibration.prompts,
+        "size": calibration.size,
+        "frames": calibration.frames,
+        "reach": calibration.horizon,
+        "measured_as": measured,
+    }
 
 
 def layer_notes(reports: Sequence[LayerReport]) -> dict[str, object]:

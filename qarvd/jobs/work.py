@@ -28,7 +28,7 @@ from ..quantize.model import LayerReport
 
 ABOUT = "about.json"
 REPORTS = "reports"
-SPILL = "spill"
+OFFLOAD = "offload"
 
 
 class Work:
@@ -57,7 +57,7 @@ class Work:
                 )
         elif folder.exists() and not (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
             raise SettingError(f"{folder} is in the way, and not of an interrupted run; name another file to write.")
-        shutil.rmtree(folder / SPILL, ignore_errors=True)  # a killed run's; there may be no room before it is gone
+        shutil.rmtree(folder / OFFLOAD, ignore_errors=True)  # a killed run's; there may be no room before it is gone
 
     @property
     def begun(self) -> bool:
@@ -139,9 +139,9 @@ class Work:
             save_file(tensors, temporary, {REPORTS: json.dumps([asdict(report) for _, report in results])})
 
     @contextmanager
-    def spill(self) -> Iterator[Path]:
+    def offload_folder(self) -> Iterator[Path]:
         """An empty folder, for as long as the block lasts, for tensors that do not fit memory."""
-        folder = self.folder / SPILL
+        folder = self.folder / OFFLOAD
         folder.mkdir()
         try:
             yield folder

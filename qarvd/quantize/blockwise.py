@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..calibrate.collect import Collector
+from ..calibrate.offload import OffloadAllocator
 from ..calibrate.rollout import Call, Rollout, Setting
-from ..calibrate.spill import Spill
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.sampler import frame_tokens
@@ -61,7 +61,7 @@ def quantize_blockwise(
     weights: Sequence[Sequence[float]],
     recipe: Recipe,
     bits: Mapping[str, int] | None = None,
-    spill: Spill | None = None,
+    offload: OffloadAllocator | None = None,
     memory: Memory | None = None,
     on_layer: Callable[[str], object] = lambda name: None,
     on_call: Callable[[], object] = lambda: None,
@@ -77,7 +77,7 @@ def quantize_blockwise(
     check_recipe(recipe, config.num_layers)
     clips = sum(len(rollout.embeddings) for rollout in rollouts)
     walk = _Walk(tree, setting, weights, clips, recipe, bits or {}, memory or Memory(), on_layer, on_call)
-    spill = spill or Spill(None)
+    offload = offload or OffloadAllocator(None)
     order = list(linear_groups(config.num_layers))
     for group in order:
         for name in group:
@@ -85,7 +85,7 @@ def quantize_blockwise(
 
     tree.blocks.to("cpu")
     tracks = walk.texts(rollouts)
-    walk.start(tracks, spill)
+    walk.start(tracks, offload)
     for index in range(config.num_layers):
         walk.block(index, tracks, last=index + 1 == config.num_layers)
     tree.blocks.to(walk.device)
@@ -160,19 +160,19 @@ class _Walk:
             for rollout, (full, quantized) in zip(rollouts, hidden, strict=True)
         ]
 
-    def start(self, tracks: Sequence[_Track], spill: Spill) -> None:
+    def start(self, tracks: Sequence[_Track], offload: OffloadAllocator) -> None:
         """Embed every call's latents, and make room for all states."""
         for track in tracks:
             for call in track.rollout.calls:
                 tokens = self.embedded(call).tokens
-                *pair, mixed = (spill.room(tokens.shape, tokens.dtype) for _ in range(3))
+                *pair, mixed = (offload.empty(tokens.shape, tokens.dtype) for _ in range(3))
                 track.x.append((pair[0], pair[1]))
                 track.mixed.append(mixed)
                 for x in pair:
                     x.copy_(tokens)
 
     def embedded(self, call: Call) -> Embedded:
-        """A call's input as the blocks are told of it."""
+        """A call's input as the blocks take it."""
         self.on_call()
         latents = call.latents.to(self.device)
         batch, _, frames, *_ = latents.shape
@@ -196,7 +196,7 @@ class _Walk:
         tokens = sum(track.text[0].shape[:-1].numel() for track in tracks)
         self.settle(names, [full.cross_attn.k, full.cross_attn.v], tokens, gather_text)
         for which in range(3):
-            self.branch(index, which, sides, tracks, leave=not (last and which == 2))
+            self.branch(index, which, sides, tracks, follows=not (last and which == 2))
         quantized.to("cpu")
 
     def branch(
@@ -205,9 +205,9 @@ class _Walk:
         which: int,
         sides: tuple[Any, Any],
         tracks: Sequence[_Track],
-        leave: bool,
+        follows: bool,
     ) -> None:
-        """Quantize one residual branch and, where anything follows, add it to both states."""
+        """Quantize one residual branch and, if anything `follows`, add it to both states."""
         config = self.setting.config
 
         def texts(track: _Track) -> list[TextPair]:
@@ -224,7 +224,7 @@ class _Walk:
             for track in tracks:
                 text = texts(track)
                 for call, pair in zip(track.rollout.calls, track.x, strict=True):
-                    entered = [at(side, text, call).enter(x.to(self.device)) for side, x in enumerate(pair)]
+                    entered = [at(side, text, call).norm(x.to(self.device)) for side, x in enumerate(pair)]
                     self.add(collector, entered[0], entered[1], weight(call))
 
         def linears(side: int, names: Sequence[str]) -> list[Any]:
@@ -238,7 +238,7 @@ class _Walk:
         self.settle(tuple(prefix + name for name in shape.ins), linears(0, shape.ins), tokens, gather)
 
         def mixed(side: int, branch: Branch, x: Tensor) -> Tensor:
-            return branch.mix(*apply_linears(branch.enter(x), *linears(side, branch.ins)))
+            return branch.mix(*apply_linears(branch.norm(x), *linears(side, branch.ins)))
 
         def mix(collector: Collector | None) -> None:
             """Bring both states to the branch's last linear; the full one goes on through it."""
@@ -253,8 +253,8 @@ class _Walk:
                         branch = at(side, text, call, lambda q, k, v, cache=caches[side]: cache.attend(0, q, k, v))
                         x = x.to(self.device)
                         found.append(mixed(side, branch, x))
-                        if side == 0 and leave:
-                            pair[0].copy_(branch.leave(x, linears(0, [branch.out])[0](found[0])))
+                        if side == 0 and follows:
+                            pair[0].copy_(branch.add_to(x, linears(0, [branch.out])[0](found[0])))
                     if kept:
                         room.copy_(found[1])
                     if collector:
@@ -270,11 +270,11 @@ class _Walk:
         self.settle((prefix + shape.out,), linears(0, [shape.out]), tokens, gather_mixed)
         if not done:
             mix(None)
-        if not leave:
+        if not follows:
             return
         for track in tracks:
             text = texts(track)
             for call, (_, x), room in zip(track.rollout.calls, track.x, track.mixed, strict=True):
-                branch, came = at(1, text, call), x.to(self.device)
-                inner = room.to(self.device) if kept else mixed(1, branch, came)
-                x.copy_(branch.leave(came, linears(1, [shape.out])[0](inner)))
+                branch, state = at(1, text, call), x.to(self.device)
+                inner = room.to(self.device) if kept else mixed(1, branch, state)
+                x.copy_(branch.add_to(state, linears(1, [shape.out])[0](inner)))

@@ -76,8 +76,8 @@ def line_chart(
             dot = f"fill:{colour(index)};stroke:var(--surface, none);stroke-width:1.5"
             for x, y in (point for run in runs for point in run):
                 within = " [{}, {}]".format(*map(number_text, ends[x])) if x in ends else ""
-                told = title(f"{label}, {x_label} {x}: {number_text(y)}{within}")
-                marks.append(tag("circle", told, cx=place_x(x), cy=place_y(y), r=3.5, style=dot))
+                hover = title(f"{label}, {x_label} {x}: {number_text(y)}{within}")
+                marks.append(tag("circle", hover, cx=place_x(x), cy=place_y(y), r=3.5, style=dot))
         parts.append(tag("g", *marks))
     return canvas(WIDTH, bottom + 46, name, *parts)
 
@@ -125,8 +125,8 @@ def bar_chart(values: Mapping[str, float], unit: str, beside: Sequence[float] = 
         )
         shown = label if len(label) <= 32 else label[:31] + "\N{HORIZONTAL ELLIPSIS}"
         number = text(max(end, place(0)) + 7, middle + 4, numbers[label], font_weight="600")
-        told = title(f"{label}: {numbers[label]} {unit}")
-        parts.append(tag("g", told, text(left - 9, middle + 4, shown, "end"), bar, number))
+        hover = title(f"{label}: {numbers[label]} {unit}")
+        parts.append(tag("g", hover, text(left - 9, middle + 4, shown, "end"), bar, number))
     return canvas(WIDTH, bottom + 24, name, *parts)
 
 
@@ -172,7 +172,7 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
         parts.append(text(left - 8, place(tick) + 4, label, "end", style=FAINT))
     for index, (layer, (count, total)) in enumerate(counts.items()):
         x = left + index * pitch
-        told = title(f"{layer}: {count:,} of {total:,} channels")
+        hover = title(f"{layer}: {count:,} of {total:,} channels")
         reach = tag("rect", x=x, y=top, width=pitch, height=bottom - top, style="fill:transparent", class_="reach")
         bar = tag(
             "rect",
@@ -182,7 +182,7 @@ def stacked_counts(counts: Mapping[str, tuple[int, int]], y_label: str = "outlie
             height=bottom - place(count),
             style=f"fill:{colour(kinds.index(_kind(layer)))}",
         )
-        parts.append(tag("g", told, reach, bar))
+        parts.append(tag("g", hover, reach, bar))
     parts.append(text((left + right) / 2, bottom + 36, stem or "layers", "middle"))
     return canvas(width, bottom + 44, name, *parts, wide=wide)
 
@@ -202,5 +202,5 @@ def _kind(layer: str) -> str:
 
 def nothing(name: str, label: str) -> str:
     """The drawing of a chart that has no value."""
-    told = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
-    return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), told)
+    hover = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
+    return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), hover)

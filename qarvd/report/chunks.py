@@ -15,7 +15,7 @@ LEAST = 4
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much each chunk matters, as measured on `prompts` prompts; see `calibrate.weights.FrameWeights`."""
+    """How much each chunk matters, as measured on `prompts` prompts; see `calibrate.frame_weights.FrameWeights`."""
 
     chunk_frames: Sequence[int]
     share: Sequence[float]
@@ -29,15 +29,15 @@ class Sensitivity:
     rate: float
     """At which the effect on later frames decays, per chunk."""
     prompts: int
-    reach: Sequence[int] = ()
+    horizon: Sequence[int] = ()
     """How many chunks each one's effect was followed for, itself included; nothing where that is not known."""
     bits: int | None = None
     """Of the weights that chunks were measured with, where that is known."""
 
     @property
     def filled_in(self) -> bool:
-        """Whether a part of the effects was not measured but told from the rest."""
-        return any(k + far < len(self.reach) for k, far in enumerate(self.reach))
+        """Whether a part of the effects was not measured but estimated from the rest."""
+        return any(k + far < len(self.horizon) for k, far in enumerate(self.horizon))
 
     @property
     def fitted_share(self) -> list[float]:
@@ -78,5 +78,7 @@ def _followed(found: Sensitivity) -> str:
     """What was measured and what was not."""
     if not found.filled_in:
         return ""
-    reach = ", ".join(map(str, found.reach))
-    return f" Effects were followed for {reach} chunks, the own one included; what lies beyond was filled in from that."
+    horizon = ", ".join(map(str, found.horizon))
+    return (
+        f" Effects were followed for {horizon} chunks, the own one included; what lies beyond was filled in from that."
+    )

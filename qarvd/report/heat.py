@@ -27,13 +27,13 @@ DASHES = f"{EDGE};stroke-dasharray:3 3"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a heat map; `told` names it in full and is shown on hover."""
+    """One number of a heat map; `hover` names it in full and is shown on hover."""
 
     row: str
     column: str
     value: float | None
     """None, or not finite: there is none, and the cell is dashed."""
-    told: str
+    hover: str
 
 
 def heat_map(
@@ -75,11 +75,11 @@ def heat_map(
     parts.append(text(left + pitch * len(columns) / 2, bottom + 36, x_label, "middle"))
     for cell, number in zip(cells, numbers, strict=True):
         x, y = left + pitch * columns.index(cell.column), top + HEIGHT * rows.index(cell.row)
-        marks = [title(cell.told), _box(x + 1, y + 1, pitch - 2, HEIGHT - 2, _style(cell.value, low, high))]
+        marks = [title(cell.hover), _box(x + 1, y + 1, pitch - 2, HEIGHT - 2, _style(cell.value, low, high))]
         if roomy and number:
             marks.append(text(x + pitch / 2, y + HEIGHT / 2 + 4, number, "middle", style="font-size:11px"))
         parts.append(tag("g", *marks))
-    most = next((f"the most: {cell.told}" for cell in cells if values and cell.value == max(values)), "none above 0")
+    most = next((f"the most: {cell.hover}" for cell in cells if values and cell.value == max(values)), "none above 0")
     name = f"{unit}, {len(rows)} rows by {len(columns)} columns; {most}"
     return canvas(width, bottom + 46, name, *parts, wide=wide)
 

@@ -57,8 +57,8 @@ def outlier_figure(inputs: Sequence[Inputs], variant: Variant) -> Figure:
         chosen = KEPT if layer.kept else f"{layer.outliers:,} of {len(group.norms.norms):,} channels"
         limit = f"{group.norms.above:,} above the threshold {number_text(group.norms.threshold)}"
         detected = limit if group.norms.threshold > 0 else "no threshold, as all columns are alike"
-        told = f"{shared_name(group.layers)}: {chosen}; {detected}"
-        cells.append(Cell(shared_name(kinds), depths[0], None if layer.kept else layer.outliers, told))
+        hover = f"{shared_name(group.layers)}: {chosen}; {detected}"
+        cells.append(Cell(shared_name(kinds), depths[0], None if layer.kept else layer.outliers, hover))
     return Figure(
         f"Outlier channels, {variant.name}",
         "As chosen; point at a cell for its layer, the detector's threshold and the columns above it.",
@@ -94,8 +94,8 @@ def error_figures(variants: Sequence[Variant]) -> list[Figure]:
         unit = f"relative squared error of the {variant.measure}, in {power_text(exponent)}"
         cells = []
         for name, layer in variant.layers.items():
-            told = f"{name}: {KEPT}" if layer.kept else f"{name}: relative squared error {number_text(layer.error)}"
-            cells.append(Cell(*place(name), None if layer.kept else layer.error / scale, told))
+            hover = f"{name}: {KEPT}" if layer.kept else f"{name}: relative squared error {number_text(layer.error)}"
+            cells.append(Cell(*place(name), None if layer.kept else layer.error / scale, hover))
         heat = heat_map(cells, "block", unit, _short, KEPT, beside=[error / scale for error in errors])
         means = {kind: mean / scale for kind, mean in _means(variant).items()}
         most = [mean / scale for v in alike for mean in _means(v).values()]

@@ -48,8 +48,8 @@ def norm_charts(panels: Sequence[Norms], chosen: Mapping[str, Sequence[int]]) ->
         left, top = pitch * (place % ACROSS), 56 + TALL * (place // ACROSS)
         parts.append(tag("g", *marks, transform=f"translate({left:.1f} {top})"))
     height = 56 + TALL * math.ceil(len(drawn) / ACROSS)
-    told = "; ".join(_told(panels[index]) for index in drawn)
-    return canvas(width, height, f"Sorted column norms and thresholds: {told}", *parts, wide=True)
+    hover = "; ".join(_hover(panels[index]) for index in drawn)
+    return canvas(width, height, f"Sorted column norms and thresholds: {hover}", *parts, wide=True)
 
 
 def _key(variants: Sequence[str]) -> str:
@@ -77,7 +77,7 @@ def _panel(panel: Norms, chosen: Mapping[str, int], width: float) -> list[str]:
         return bottom - norm / ticks[-1] * (bottom - top)
 
     shown = panel.layer if len(panel.layer) <= 42 else panel.layer[:41] + "\N{HORIZONTAL ELLIPSIS}"
-    parts = [title(_told(panel)), text(0, 12, shown, font_weight="600")]
+    parts = [title(_hover(panel)), text(0, 12, shown, font_weight="600")]
     parts.append(text(0, 30, _threshold(panel), style=FAINT))
     for tick, label in zip(ticks, labels, strict=True):
         parts.append(grid_line(left, place_y(tick), right, place_y(tick), strong=tick == 0))
@@ -90,10 +90,10 @@ def _panel(panel: Norms, chosen: Mapping[str, int], width: float) -> list[str]:
         parts.append(tag("path", d=f"M{left:.1f} {y:.1f}H{right:.1f}", style=_stroke(1, "5 4")))
     for index, (name, number) in enumerate(chosen.items()):
         if 0 < number < count:
-            told = title(f"{name}: {number:,} of {count:,} channels chosen in {panel.layer}")
+            hover = title(f"{name}: {number:,} of {count:,} channels chosen in {panel.layer}")
             d = f"M{place_x(number + 0.5):.1f} {top:.1f}V{bottom:.1f}"
             line = tag("path", d=d, style=_chosen(index, len(chosen)))
-            parts.append(tag("g", told, line))
+            parts.append(tag("g", hover, line))
     picked = sorted({min(count, round(count ** (step / POINTS))) for step in range(POINTS + 1)})
     points = "L".join(f"{place_x(rank):.1f} {place_y(panel.norms[rank - 1]):.1f}" for rank in picked)
     return [*parts, tag("path", d=f"M{points}", style=_stroke(0))]
@@ -122,5 +122,5 @@ def _threshold(panel: Norms) -> str:
     return f"{panel.above:,} of {len(panel.norms):,} above {number_text(panel.threshold)}"
 
 
-def _told(panel: Norms) -> str:
+def _hover(panel: Norms) -> str:
     return f"{panel.layer}: {_threshold(panel)}, the largest {number_text(panel.norms[0])}"

@@ -150,5 +150,5 @@ class FloatCache(KVCache):
 
 def shift_in_time(keys: Tensor, frames: int) -> Tensor:
     """Rotated `keys` [batch, heads, tokens, head_dim] as if they stood `frames` latent frames later."""
-    turn = time_shift(torch.tensor([frames], device=keys.device), keys.shape[-1])
-    return rotate(keys, turn)
+    rotation = time_shift(torch.tensor([frames], device=keys.device), keys.shape[-1])
+    return rotate(keys, rotation)

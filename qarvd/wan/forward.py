@@ -51,14 +51,14 @@ def text_pair(block: Any, config: WanConfig, text: Tensor) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model call's input: `tokens` [batch, frames, tokens per frame, dim], and what all blocks are told with it."""
+    """A model call's input: `tokens` [batch, frames, tokens per frame, dim], and what all blocks take beside them."""
 
     tokens: Tensor
-    turn: Tensor
+    rotation: Tensor
     """Rotation of each token, [frames * tokens per frame, head_dim / 2, 2]."""
     time: Tensor
     """[batch, frames, dim]."""
-    shifts: Tensor
+    modulation: Tensor
     """Six of the time's modulation vectors, [batch, frames, 6, dim]."""
     grid: tuple[int, int]
     """Rows and columns of a frame's tokens."""
@@ -66,17 +66,17 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block: x + gate * out(mix(*ins(enter(x)))), all linears in `ins` and `out`, by name."""
+    """One residual branch of a block: x + gate * out(mix(*ins(norm(x)))), all linears in `ins` and `out`, by name."""
 
     ins: tuple[str, ...]
     out: str
-    enter: Callable[[Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
     mix: Callable[..., Tensor]
     gate: Tensor | None
 
-    def leave(self, x: Tensor, branch: Tensor) -> Tensor:
-        """`x` with the output of the branch added."""
-        return x + (branch if self.gate is None else branch * self.gate)
+    def add_to(self, x: Tensor, output: Tensor) -> Tensor:
+        """`x` with the branch's `output` added."""
+        return x + (output if self.gate is None else output * self.gate)
 
 
 def predict(
@@ -93,11 +93,11 @@ def predict(
     `latents` [batch, channels, frames, height, width]; `timesteps` [batch, frames] on the scale 0..1000;
     `positions` [frames], the absolute latent frame index of each frame; `attend` owns the key/value cache.
     """
-    came = embed(tree, config, latents, timesteps, positions)
-    x = came.tokens
+    inputs = embed(tree, config, latents, timesteps, positions)
+    x = inputs.tokens
     for index, block in enumerate(tree.blocks):
-        x = through(block, config, came, text[index], partial(attend, index), x)
-    return leave(tree, config, came, x)
+        x = run_block(block, config, inputs, text[index], partial(attend, index), x)
+    return run_head(tree, config, inputs, x)
 
 
 def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, positions: Tensor) -> Embedded:
@@ -106,53 +106,55 @@ def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, posi
     x = tree.patch_embedding(latents.to(wide)).to(latents.dtype)  # [batch, dim, frames, rows, columns]
     batch, _, frames, rows, columns = x.shape
     x = x.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens per frame, dim]
-    turn = grid_rotation(positions, rows, columns, config.head_dim)
+    rotation = grid_rotation(positions, rows, columns, config.head_dim)
 
     wave = time_wave(timesteps.flatten(), config.freq_dim).to(x.dtype)
     time = tree.time_embedding(wave)  # [batch * frames, dim]
-    shifts = tree.time_projection(time).unflatten(-1, (6, -1)).unflatten(0, (batch, frames))
-    return Embedded(x, turn, time.unflatten(0, (batch, frames)), shifts, (rows, columns))
+    modulation = tree.time_projection(time).unflatten(-1, (6, -1)).unflatten(0, (batch, frames))
+    return Embedded(x, rotation, time.unflatten(0, (batch, frames)), modulation, (rows, columns))
 
 
-def through(
+def run_block(
     block: Any,
     config: WanConfig,
-    came: Embedded,
+    inputs: Embedded,
     text: tuple[Tensor, Tensor],
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     x: Tensor,
 ) -> Tensor:
     """Run one block on `x` [batch, frames, tokens per frame, dim]."""
-    for branch in branches(block, config, came, text, attend):
+    for branch in branches(block, config, inputs, text, attend):
         linears = [block.get_submodule(name) for name in branch.ins]
-        mixed = branch.mix(*apply_linears(branch.enter(x), *linears))
-        x = branch.leave(x, block.get_submodule(branch.out)(mixed))
+        mixed = branch.mix(*apply_linears(branch.norm(x), *linears))
+        x = branch.add_to(x, block.get_submodule(branch.out)(mixed))
     return x
 
 
-def leave(tree: Any, config: WanConfig, came: Embedded, x: Tensor) -> Tensor:
+def run_head(tree: Any, config: WanConfig, inputs: Embedded, x: Tensor) -> Tensor:
     """What comes after the blocks: the predicted velocity [batch, channels, frames, height, width]."""
     head = tree.head
-    m = (head.modulation.to(x) + came.time.unsqueeze(2)).unsqueeze(3).unbind(2)
+    m = (head.modulation.to(x) + inputs.time.unsqueeze(2)).unsqueeze(3).unbind(2)
     patches = head.head(head.norm(x) * (1 + m[1]) + m[0])
-    return _unpatchify(patches, config, *came.grid)
+    return _unpatchify(patches, config, *inputs.grid)
 
 
 def branches(
     block: Any,
     config: WanConfig,
-    came: Embedded,
+    inputs: Embedded,
     text: tuple[Tensor, Tensor],
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Iterator[Branch]:
     """Self-attention, cross-attention and feed-forward of one block, in the order in which they run."""
-    m = (block.modulation.to(came.tokens) + came.shifts).unsqueeze(3).unbind(2)  # six of [batch, frames, 1, dim]
+    m = (
+        (block.modulation.to(inputs.tokens) + inputs.modulation).unsqueeze(3).unbind(2)
+    )  # six of [batch, frames, 1, dim]
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         layer = block.self_attn
-        turned_query = rotate(_heads(layer.norm_q(query), config), came.turn)
-        turned_key = rotate(_heads(layer.norm_k(key), config), came.turn)
-        return _tokens(attend(turned_query, turned_key, _heads(value, config)), query)
+        rotated_query = rotate(_heads(layer.norm_q(query), config), inputs.rotation)
+        rotated_key = rotate(_heads(layer.norm_k(key), config), inputs.rotation)
+        return _tokens(attend(rotated_query, rotated_key, _heads(value, config)), query)
 
     def cross_attention(query: Tensor) -> Tensor:
         heads = _heads(block.cross_attn.norm_q(query), config)

@@ -21,7 +21,7 @@ def _axis_angles(positions: Tensor, pairs: int) -> Tensor:
     return positions.to(torch.float64)[:, None] * THETA**-exponent
 
 
-def rotation(angles: Tensor) -> Tensor:
+def cosine_sine(angles: Tensor) -> Tensor:
     """Float32 [..., pairs, 2] of cosine and sine of float64 `angles` [..., pairs]."""
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
 
@@ -39,19 +39,19 @@ def grid_rotation(frames: Tensor, height: int, width: int, head_dim: int) -> Ten
         _axis_angles(torch.arange(height, device=device), rows)[None, :, None].expand(n, height, width, rows),
         _axis_angles(torch.arange(width, device=device), columns)[None, None].expand(n, height, width, columns),
     ]
-    return rotation(torch.cat(parts, dim=-1).reshape(n * height * width, head_dim // 2))
+    return cosine_sine(torch.cat(parts, dim=-1).reshape(n * height * width, head_dim // 2))
 
 
 def time_shift(frames: Tensor, head_dim: int) -> Tensor:
     """Rotation that moves keys by `frames` [n] latent frames in time: [n, head_dim / 2, 2], float32."""
     time, rows, columns = axis_pairs(head_dim)
     still = torch.zeros(len(frames), rows + columns, dtype=torch.float64, device=frames.device)
-    return rotation(torch.cat([_axis_angles(frames, time), still], dim=-1))
+    return cosine_sine(torch.cat([_axis_angles(frames, time), still], dim=-1))
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs of `x` [..., head_dim] by `turn` [..., head_dim / 2, 2], in float32."""
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of `x` [..., head_dim] by `rotation` [..., head_dim / 2, 2], in float32."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = turn.unbind(-1)
-    turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    cosine, sine = rotation.unbind(-1)
+    rotated = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -2,9 +2,9 @@
 
 from cost import WAN, peaks, prompts_in, whole_minutes
 
-from qarvd.calibrate.weights import LEAST_PROMPTS
+from qarvd.calibrate.frame_weights import LEAST_PROMPTS
 from qarvd.jobs.calibrate import MEASURED_IN_TIME
-from qarvd.jobs.pace import CHOOSING, FITTING, MINUTES
+from qarvd.jobs.time_budget import CHOOSING, FITTING, MINUTES
 
 
 def test_fitting_holds_at_most_3_gb_beyond_one_block_and_its_caches() -> None:

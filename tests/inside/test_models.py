@@ -173,9 +173,9 @@ def test_latents_pass_the_space_of_comfyui_once_in_each_direction(part: Part, pa
         def process_out(self, latents: Tensor) -> Tensor:
             return latents * 2 + 3
 
-    stage = part("nodes.stage")
+    session = part("nodes.session")
     patcher.model.latent_format = Doubled()
-    on = stage.of(patcher, patcher.model, "automatic", (0, 0, -1), torch.device("cpu"))
+    on = session.of(patcher, patcher.model, "automatic", (0, 0, -1), torch.device("cpu"))
     latents = torch.randn(1, 16, 3, 8, 8)
     assert torch.equal(on.to_model(latents), (latents - 3) / 2)
     assert torch.allclose(on.to_socket(on.to_model(latents)), latents, atol=1e-6)
@@ -264,8 +264,8 @@ def test_a_model_of_another_loader_is_told_its_family(part: Part, patcher: Any) 
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(part: Part, patcher: Any) -> None:
-    stage = part("nodes.stage")
-    told = refused(part, lambda: stage.make_room(2**60, torch.device("cpu"), patcher))
+    session = part("nodes.session")
+    told = refused(part, lambda: session.make_room(2**60, torch.device("cpu"), patcher))
     assert "choose a smaller window, an int8 or int4 cache, or a smaller video" in told
 
 
@@ -273,12 +273,12 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(part: Part, patc
 def test_the_room_that_is_made_is_what_a_cache_takes(
     part: Part, patcher: Any, demo: Any, text: Tensor, codec: str
 ) -> None:
-    stage = part("nodes.stage")
-    on = stage.of(patcher, patcher.model, "automatic", (0, 0, -1), torch.device("cpu"))
+    session = part("nodes.session")
+    on = session.of(patcher, patcher.model, "automatic", (0, 0, -1), torch.device("cpu"))
     cache = on.preset.cache(30, codec)
     made = part("qarvd.stream.rollout").roll_out(
         patcher.model.diffusion_model, demo.config, on.preset, text, (8, 8), 30, [0], cache
     )
     with torch.no_grad():
         most = max(cache.nbytes for _ in made)
-    assert most / 1.2 < stage.cache_bytes(on, cache, 1, (8, 8), codec) < most * 1.2
+    assert most / 1.2 < session.cache_bytes(on, cache, 1, (8, 8), codec) < most * 1.2

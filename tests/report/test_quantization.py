@@ -55,7 +55,7 @@ def shade(svg: str, told: str) -> float | None:
 @settings(deadline=None)
 @given(st.lists(st.builds(Cell, names, names, numbers, names), max_size=20))
 def test_a_heat_map_is_valid_svg_for_any_numbers_and_names(cells: list[Cell]) -> None:
-    assert hovers(heat_map(cells, "block", "count")) == [cell.told for cell in cells]
+    assert hovers(heat_map(cells, "block", "count")) == [cell.hover for cell in cells]
 
 
 def test_a_higher_value_has_a_deeper_shade_and_a_value_without_one_has_none() -> None:
@@ -129,8 +129,8 @@ def test_the_fitted_share_is_the_fitted_effect_on_all_frames_from_the_chunk_on()
 
 
 def test_effects_that_were_filled_in_are_told_from_measured_ones() -> None:
-    for reach, told in (((), False), ((3, 2, 1), False), ((2, 1, 1), True)):
-        share, _ = sensitivity_figures("w4", replace(SENSITIVITY, reach=reach))
+    for horizon, told in (((), False), ((3, 2, 1), False), ((2, 1, 1), True)):
+        share, _ = sensitivity_figures("w4", replace(SENSITIVITY, horizon=horizon))
         assert ("followed for 2, 1, 1 chunks" in share.caption and "filled in" in share.caption) == told
 
 

@@ -11,8 +11,8 @@ from tiny.model import CONFIG, tiny_model
 from torch import Tensor, nn
 
 from qarvd.calibrate import collect
+from qarvd.calibrate.offload import OffloadAllocator
 from qarvd.calibrate.rollout import Rollout, Setting, roll_out
-from qarvd.calibrate.spill import Spill
 from qarvd.checkpoint.model import Model, state_tensors
 from qarvd.errors import CheckpointError
 from qarvd.ops.linear import QuantizedLinear
@@ -72,7 +72,7 @@ def test_it_leaves_less_than_half_the_error_of_rounding_to_nearest(rollouts: lis
 
 
 def test_states_on_disk_give_the_same_bits(rollouts: list[Rollout], tmp_path: Path) -> None:
-    assert same(quantized(rollouts)[0], quantized(rollouts, spill=Spill(tmp_path))[0])
+    assert same(quantized(rollouts)[0], quantized(rollouts, offload=OffloadAllocator(tmp_path))[0])
     assert list(tmp_path.iterdir())
 
 

@@ -58,7 +58,7 @@ def contents(calibration: Calibration) -> tuple[dict[str, Tensor], object]:
             tensors[f"{i}.{j}"] = call.latents
             calls.append((i, j, call.chunk, call.step, call.timestep, call.start))
     c = calibration
-    return tensors, (c.model, c.preset_name, c.size, c.frames, c.reach, c.measured_as, calls)
+    return tensors, (c.model, c.preset_name, c.size, c.frames, c.horizon, c.measured_as, calls)
 
 
 def same(a: Calibration, b: Calibration) -> bool:
@@ -111,7 +111,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "preset": {"preset_name": "longlive"},
     "size": {"size": (6, 4)},
     "frames": {"frames": 6},
-    "reach": {"reach": (1, 1)},
+    "horizon": {"horizon": (1, 1)},
     "bits": {"measured_as": RECIPES["w8a8"].without_data()},
     "nobody knows how": {"measured_as": None},
 }

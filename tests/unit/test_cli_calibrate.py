@@ -19,7 +19,7 @@ from qarvd.checkpoint.model import Model, load, save
 from qarvd.cli import main
 from qarvd.demo import prompts as demo_prompts
 from qarvd.errors import CheckpointError
-from qarvd.jobs import pace
+from qarvd.jobs import time_budget
 from qarvd.jobs.calibrate import calibrate
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
@@ -58,7 +58,7 @@ def test_half_an_hour_is_kept_unless_another_time_is_given(
 ) -> None:
     looked = count()
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: 60 * next(looked)))
+    monkeypatch.setattr(time_budget, "time", SimpleNamespace(monotonic=lambda: 60 * next(looked)))
     said = run(verb, model_file, "--prompts", prompts, *CLIP, *options, "--out", tmp_path / "a.safetensors")
     few = f"For 30 minutes, {taken} of {PROMPTS} prompts were taken; --budget-minutes gives more, and 0 takes all."
     assert (few in said) == (taken < PROMPTS)

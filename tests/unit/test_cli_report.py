@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qarvd.calibrate.weights import FrameWeights
+from qarvd.calibrate.frame_weights import FrameWeights
 from qarvd.checkpoint.model import Model, load, save
 from qarvd.cli import main
 from qarvd.cli.common import load_model

@@ -13,7 +13,7 @@ from torch import Tensor
 from qarvd.demo.experiment import chunk_errors, paired_loss, psnr, samples
 from qarvd.demo.judge import centres, motion_correct
 from qarvd.demo.motion import FRAME, GLYPH, path
-from qarvd.demo.pace import resident_memory
+from qarvd.demo.performance import resident_memory
 from qarvd.demo.pixels import decode, encode
 from qarvd.demo.prompts import DIRECTIONS, SPEEDS, Prompt, split_prompts
 
@@ -110,7 +110,7 @@ def test_samples_are_held_out_prompts_with_seeds_of_their_own() -> None:
 @pytest.mark.skipif(resident_memory() is None, reason="this system does not tell how much memory a process holds")
 def test_peak_memory_remembers_what_is_freed() -> None:
     script = """
-from qarvd.demo.pace import peak_memory, resident_memory
+from qarvd.demo.performance import peak_memory, resident_memory
 before = resident_memory()
 held = bytearray(2**26)
 full = resident_memory()

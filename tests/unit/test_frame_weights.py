@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarvd.calibrate.decay import fit_decay
-from qarvd.calibrate.reach import complete, full_reach, short_reach
-from qarvd.calibrate.weights import FrameWeights, converged
+from qarvd.calibrate.frame_weights import FrameWeights, converged
+from qarvd.calibrate.horizon import complete, full_horizon, short_horizon
 from qarvd.errors import SettingError
 
 
@@ -125,14 +125,14 @@ def test_a_longer_stream_keeps_measured_effects_and_goes_on_with_the_decays() ->
 def test_the_short_reach_tells_the_full_measure_where_errors_settle_at_once() -> None:
     own, later = [1.0, *[0.5] * 6], [0.8, *[0.15] * 5]
     errors = errors_like(own, later, 16, noise=0.2)
-    reach = short_reach(7)
-    assert (sum(reach), sum(full_reach(7))) == (11, 28)
+    horizon = short_horizon(7)
+    assert (sum(horizon), sum(full_horizon(7))) == (11, 28)
     cut = errors.clone()
-    for k, far in enumerate(reach):
+    for k, far in enumerate(horizon):
         cut[:, k, k + far :] = 0
-    full, short = (FrameWeights.from_errors(e, (3,) * 7, r) for e, r in ((errors, None), (cut, reach)))
+    full, short = (FrameWeights.from_errors(e, (3,) * 7, r) for e, r in ((errors, None), (cut, horizon)))
     assert short.values == pytest.approx(full.values, rel=0.1)
-    assert torch.equal(complete(errors, full_reach(7)), errors)
+    assert torch.equal(complete(errors, full_horizon(7)), errors)
 
 
 def test_what_is_told_from_other_chunks_has_their_spread() -> None:
@@ -140,17 +140,17 @@ def test_what_is_told_from_other_chunks_has_their_spread() -> None:
     errors = errors_like([1.0] * 7, [0.5] * 6, 16)
     errors[::2, 2, 3:] *= 0.2
     cut = torch.zeros_like(errors)
-    for k, far in enumerate(short_reach(7)):
+    for k, far in enumerate(short_horizon(7)):
         cut[:, k, k : k + far] = errors[:, k, k : k + far]
     alone = cut.clone()
     alone[:, 2, 3] = cut[:, 2, 3].mean()
-    wide, narrow = (FrameWeights.from_errors(e, (3,) * 7, short_reach(7)) for e in (cut, alone))
+    wide, narrow = (FrameWeights.from_errors(e, (3,) * 7, short_horizon(7)) for e in (cut, alone))
     assert wide.sensitivity == pytest.approx(narrow.sensitivity)
     assert wide.high[5] - wide.low[5] > 0.02 * wide.sensitivity[5] > 1e3 * (narrow.high[5] - narrow.low[5])
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5])
 def test_reach_never_goes_beyond_the_clip(chunks: int) -> None:
-    assert all(1 <= far <= chunks - k for k, far in enumerate(short_reach(chunks)))
+    assert all(1 <= far <= chunks - k for k, far in enumerate(short_horizon(chunks)))
     errors = errors_like([1.0] * chunks, [0.5] * (chunks - 1), 2)
-    assert complete(errors, short_reach(chunks)).shape == errors.shape
+    assert complete(errors, short_horizon(chunks)).shape == errors.shape

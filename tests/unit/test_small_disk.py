@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny.model import CONFIG, tiny_model
 
-from qarvd.calibrate.spill import Spill
+from qarvd.calibrate.offload import OffloadAllocator
 from qarvd.checkpoint.calibration import save_calibration
 from qarvd.checkpoint.model import save
 from qarvd.errors import SettingError
@@ -56,12 +56,12 @@ def test_a_file_that_does_not_fit_a_real_disk_is_named_and_the_old_one_stays(sma
 
 
 def test_states_that_do_not_fit_a_real_disk_are_refused_and_take_no_room(small_disk: Path) -> None:
-    spill = Spill(small_disk)
-    first = spill.room((100_000,), torch.float32)
+    offload = OffloadAllocator(small_disk)
+    first = offload.empty((100_000,), torch.float32)
     free = os.statvfs(small_disk).f_bavail
-    with pytest.raises(SettingError, match=rf"1\.spill could not take 0\.00 GB \({FULL}\)"):
-        spill.room((1_000_000,), torch.float32)
-    assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.spill"]
+    with pytest.raises(SettingError, match=rf"1\.offload could not take 0\.00 GB \({FULL}\)"):
+        offload.empty((1_000_000,), torch.float32)
+    assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.offload"]
     first.fill_(1)
 
 
@@ -79,11 +79,11 @@ def test_states_stay_on_a_card_that_has_room_and_leave_it_some(
 ) -> None:
     monkeypatch.setattr(quantize_job, "free_memory", lambda device: free)
     job = Work(tmp_path / "work", {}, resume=False) if work else None
-    with quantize_job.room_for(states, torch.device("meta"), job) as spill:  # which stands in for a card
-        room = spill.room((3, 2), torch.float32)
-        assert room.device.type == ("meta" if where == "card" else "cpu")
-        assert (tmp_path / "work" / "spill" / "0.spill").is_file() == (where == "disk")
-    assert not (tmp_path / "work" / "spill").exists()
+    with quantize_job.offload_for(states, torch.device("meta"), job) as offload:  # which stands in for a card
+        tensor = offload.empty((3, 2), torch.float32)
+        assert tensor.device.type == ("meta" if where == "card" else "cpu")
+        assert (tmp_path / "work" / "offload" / "0.offload").is_file() == (where == "disk")
+    assert not (tmp_path / "work" / "offload").exists()
 
 
 def test_only_a_card_has_memory_of_its_own() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from tiny.model import CONFIG, tiny_model
 
-from qarvd.calibrate.calls import sample_calls
+from qarvd.calibrate.call_sensitivity import sample_calls
 from qarvd.checkpoint.model import checksum, state_tensors
 from qarvd.errors import SettingError
 from qarvd.jobs import budget as budget_job
 from qarvd.jobs import quantize as quantize_job
 from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.quantize import quantize
-from qarvd.quantize.effect import option_errors
+from qarvd.quantize.sensitivity import option_errors
 from qarvd.recipe import RECIPES
 
 RECIPE = RECIPES["w4a8"]

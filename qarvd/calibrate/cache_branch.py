@@ -10,7 +10,7 @@ from ..stream.cache import FloatCache, KVCache
 
 
 @contextmanager
-def aside(cache: KVCache, frames: int) -> Iterator[KVCache]:
+def branch_cache(cache: KVCache, frames: int) -> Iterator[KVCache]:
     """A cache to go on with from where `cache` stands, for as long as the block lasts, as far as latent frame `frames`.
 
     As long as nothing is evicted it is `cache` itself: slots from here on are written before they are read, so that

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny.model import CONFIG, tiny_model
 
-from qarvd.calibrate.aside import aside
-from qarvd.calibrate.calls import call_errors
+from qarvd.calibrate.cache_branch import branch_cache
+from qarvd.calibrate.call_sensitivity import call_errors
 from qarvd.calibrate.rollout import Setting, roll_out
 from qarvd.checkpoint.model import Model
 from qarvd.quantize.model import quantize_tree
@@ -32,7 +32,7 @@ def attend(cache: KVCache, start: int, seed: int) -> torch.Tensor:
 def test_what_is_done_aside_leaves_no_trace(frames: int) -> None:
     straight, other = (FloatCache(frames, 1 if frames == 6 else 0, True, 2) for _ in range(2))
     for start in range(0, 10, 2):
-        with aside(other, 10) as branch:
+        with branch_cache(other, 10) as branch:
             for ahead in range(start, 10, 2):
                 attend(branch, ahead, seed=100 + ahead)
         assert torch.equal(attend(straight, start, seed=start), attend(other, start, seed=start))

@@ -11,12 +11,12 @@ from tiny.model import CONFIG
 
 from qarvd.calibrate import calibration
 from qarvd.calibrate.calibration import Calibration
-from qarvd.calibrate.calls import generated
+from qarvd.calibrate.call_sensitivity import generated
 from qarvd.checkpoint.calibration import load_calibration, save_calibration
 from qarvd.checkpoint.model import Model
-from qarvd.jobs import pace
+from qarvd.jobs import time_budget
 from qarvd.jobs.calibrate import calibrate, setting_of
-from qarvd.jobs.pace import CHOOSING, FITTING, NO_REST, Rest
+from qarvd.jobs.time_budget import CHOOSING, FITTING, NO_REST, RemainingWork
 from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
 
@@ -38,13 +38,18 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     found = Watch()
-    monkeypatch.setattr(pace, "time", found)
+    monkeypatch.setattr(time_budget, "time", found)
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
     return found
 
 
 def calibrated(
-    model: Model, watch: Watch, minutes: float, rest: Rest = NO_REST, work: Work | None = None, kill: float = torch.inf
+    model: Model,
+    watch: Watch,
+    minutes: float,
+    rest: RemainingWork = NO_REST,
+    work: Work | None = None,
+    kill: float = torch.inf,
 ) -> Calibration:
     """Of as many prompts as fit; `kill` is when the job is stopped."""
 
@@ -61,7 +66,7 @@ def calibrated(
 @pytest.mark.parametrize("rest", [NO_REST, FITTING, FITTING + CHOOSING], ids=["calibrate", "quantize", "target"])
 @pytest.mark.parametrize("fits", [4, 9, 14])
 def test_as_many_prompts_are_taken_as_leave_time_for_all_else(
-    shared_model: Model, watch: Watch, fits: int, rest: Rest, monkeypatch: pytest.MonkeyPatch
+    shared_model: Model, watch: Watch, fits: int, rest: RemainingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "converged", lambda *_: False)
     later = 2 * generated(setting_of(shared_model, SIZE, FRAMES))
@@ -111,5 +116,5 @@ def test_what_was_rolled_out_is_taken_up_even_when_time_is_up(
     work = Work(tmp_path / "work", {}, resume=False)
     with pytest.raises(KeyboardInterrupt):
         calibrated(shared_model, watch, 1000, work=work, kill=7.5 * MEASURED)
-    work.update(pace.SPENT, (1e6, 7 * MEASURED))
+    work.update(time_budget.SPENT, (1e6, 7 * MEASURED))
     assert calibrated(shared_model, watch, 1000, work=Work(tmp_path / "work", {}, resume=True)).prompts == 7

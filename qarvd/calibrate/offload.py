@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import SettingError
 
 
-class Spill:
+class OffloadAllocator:
     """Hands out tensors whose content need not fit memory."""
 
     def __init__(self, folder: Path | None, device: torch.device | str = "cpu") -> None:
@@ -23,11 +23,11 @@ class Spill:
         """
         self.folder, self.device, self.count = folder, device, 0
 
-    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor. Raises SettingError, and takes no room, where the disk has none for it."""
         if self.folder is None:
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
-        path = self.folder / f"{self.count}.spill"
+        path = self.folder / f"{self.count}.offload"
         self.count += 1
         size = prod(shape)
         try:

@@ -9,7 +9,7 @@ import torch
 from tiny.model import CONFIG, tiny_model
 from torch import Tensor, nn
 
-from qarvd.calibrate.calls import (
+from qarvd.calibrate.call_sensitivity import (
     CERTAIN,
     LEAST,
     call_errors,

@@ -26,8 +26,8 @@ KEPT = 480
 """Latent frames in the animation that is left when the stream has ended; a longer one keeps the newest."""
 
 
-class Live:
-    """Tells the page of one stream, chunk by chunk."""
+class LivePreview:
+    """Shows one stream on the page, chunk by chunk."""
 
     def __init__(self, node: str | None, demo: bool, chunks: int | None, first_frame: int = 0) -> None:
         self.node, self.demo, self.chunks, self.first_frame = node, demo, chunks, first_frame
@@ -51,7 +51,7 @@ class Live:
         height, width = frames.shape[1:3]
         strip = torch.cat(list(frames), dim=1)  # side by side
         server = PromptServer.instance
-        told = {
+        event = {
             "node": self.node,
             "prompt_id": getattr(server, "last_prompt_id", None),
             "chunk": self.done - 1,
@@ -64,7 +64,7 @@ class Live:
             "sprite": f"data:image/png;base64,{base64.b64encode(png_bytes(strip)).decode()}",
             **self.figures(),
         }
-        server.send_sync(EVENT, told, server.client_id)
+        server.send_sync(EVENT, event, server.client_id)
         return Image.fromarray(to_bytes(frames[-1]).numpy())
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class Live:
 
     def result(self) -> dict[str, Any]:
         """What the panel keeps: figures, and an animation in ComfyUI's temporary folder."""
-        told = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
-        return {"qarvd_stream": [{**told, "preview": animation(self.frames, self.rate)}]}
+        figures = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
+        return {"qarvd_stream": [{**figures, "preview": animation(self.frames, self.rate)}]}
 
 
 def pixel_frames(latent_frames: int, demo: bool) -> int:

@@ -1,4 +1,4 @@
-"""How long a job is going to take, told from how long its first roll-outs took."""
+"""How long a job is going to take, estimated from how long its first roll-outs took."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPENT = "spent"
 
 
 @dataclass(frozen=True)
-class Rest:
+class RemainingWork:
     """What a job does after its roll-outs, in units of recording one batch of clips; `a + b` does both."""
 
     per_batch: float = 0.0
@@ -22,15 +22,15 @@ class Rest:
     fixed: float = 0.0
     """However many there are."""
 
-    def __add__(self, other: Rest) -> Rest:
-        return Rest(self.per_batch + other.per_batch, self.fixed + other.fixed)
+    def __add__(self, other: RemainingWork) -> RemainingWork:
+        return RemainingWork(self.per_batch + other.per_batch, self.fixed + other.fixed)
 
 
-NO_REST = Rest()
-FITTING = Rest(per_batch=1.0, fixed=15.0)
+NO_REST = RemainingWork()
+FITTING = RemainingWork(per_batch=1.0, fixed=15.0)
 """Walking two states of half of the calls through the blocks; sums and rounding (benchmarks/cost.py). States that the
 card cannot hold take longer."""
-CHOOSING = Rest(per_batch=1.0, fixed=7.0)
+CHOOSING = RemainingWork(per_batch=1.0, fixed=7.0)
 """Replaying all calls; 56 of them with gradients, for a bit budget."""
 
 
@@ -58,12 +58,12 @@ class Clock:
         if self.work is not None:
             self.work.update(SPENT, (self.seconds, self.chunks))
 
-    def in_all(self, due: int, batches: int, clip: int, rest: Rest) -> float:
-        """Minutes of the whole job if `due` more chunks are generated for `batches` in all; 0 where nothing is known.
+    def projected_minutes(self, upcoming: int, batches: int, clip: int, rest: RemainingWork) -> float:
+        """Minutes of the whole job if `upcoming` more chunks are generated for `batches` in all; 0 if none were.
 
         `clip` chunks make a clip.
         """
         if not self.chunks:
             return 0.0
-        whole = self.chunks + due + clip * (rest.per_batch * batches + rest.fixed)
+        whole = self.chunks + upcoming + clip * (rest.per_batch * batches + rest.fixed)
         return self.seconds / self.chunks * whole / 60

@@ -18,7 +18,7 @@ from .experiment import clip, samples
 
 
 @dataclass(frozen=True)
-class Pace:
+class Performance:
     """Figures of a single stream, batch 1."""
 
     first_frame_seconds: float
@@ -28,13 +28,13 @@ class Pace:
     """Largest resident size of the process, Python and torch included; None where the system does not tell."""
 
 
-def measure(path: Path, chunks: int) -> Pace:
+def measure(path: Path, chunks: int) -> Performance:
     """Stream the demo checkpoint at `path` in a new process, after one chunk to warm up."""
     with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as process:
         return process.submit(_measure, path, chunks, torch.get_num_threads()).result()
 
 
-def _measure(path: Path, chunks: int, threads: int) -> Pace:
+def _measure(path: Path, chunks: int, threads: int) -> Performance:
     torch.set_num_threads(threads)
     model = load(path)
     model.tree.float()
@@ -45,7 +45,7 @@ def _measure(path: Path, chunks: int, threads: int) -> Pace:
     for _ in clip(model, case, chunks):
         arrivals.append(time.perf_counter())
     steps = [b - a for a, b in itertools.pairwise(arrivals)]
-    return Pace(steps[0], statistics.median(steps), peak_memory())
+    return Performance(steps[0], statistics.median(steps), peak_memory())
 
 
 def _ignore_interrupts() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from .decay import Decay, fit_decay
-from .reach import complete, full_reach
+from .horizon import complete, full_horizon
 
 RESAMPLES = 2000
 LEAST_PROMPTS = 4
@@ -92,9 +92,9 @@ class FrameWeights:
 
     @classmethod
     def from_errors(
-        cls, errors: Tensor, chunk_frames: Sequence[int], reach: Sequence[int] | None = None, seed: int = 0
+        cls, errors: Tensor, chunk_frames: Sequence[int], horizon: Sequence[int] | None = None, seed: int = 0
     ) -> FrameWeights:
-        """Weights from `calibrate.rollout.roll_out`'s errors, [prompts, chunks, chunks], as far as `reach`.
+        """Weights from `calibrate.rollout.roll_out`'s errors, [prompts, chunks, chunks], as far as `horizon`.
 
         Raises SettingError, naming prompt and chunk, where one is NaN or infinite.
         """
@@ -102,16 +102,16 @@ class FrameWeights:
         if not errors.sum() > 0:
             return cls.uniform(chunk_frames)  # quantizing changes nothing, so nothing matters more
         frames = torch.tensor(chunk_frames, dtype=torch.float64)
-        reach = reach or full_reach(len(frames))
+        horizon = horizon or full_horizon(len(frames))
 
         def shares(mean: Tensor) -> Tensor:
             """Of the error of all frames, from mean errors [..., chunks, chunks]: [..., chunks]."""
-            effect = (complete(mean, reach) * frames).sum(-1)
+            effect = (complete(mean, horizon) * frames).sum(-1)
             return effect / effect.sum(-1, keepdim=True).clamp_min(1e-300)
 
         errors = errors.double()
         low, high = interval(errors, shares, seed)
-        sensitivity, mean = shares(errors.mean(0)), complete(errors.mean(0), reach)
+        sensitivity, mean = shares(errors.mean(0)), complete(errors.mean(0), horizon)
         own = mean.diagonal()
         unit = own[0].clamp_min(1e-300)
         after = (mean.triu(1) * frames).sum(1)[:-1] / frames.flip(0).cumsum(0).flip(0)[1:]
@@ -186,10 +186,10 @@ def interval(errors: Tensor, shares: Callable[[Tensor], Tensor], seed: int = 0) 
 
 
 def converged(
-    errors: Tensor, chunk_frames: Sequence[int], reach: Sequence[int] | None = None, within: float = WITHIN
+    errors: Tensor, chunk_frames: Sequence[int], horizon: Sequence[int] | None = None, within: float = WITHIN
 ) -> bool:
     """Whether no interval reaches further than `within` of its value; `errors` as in `FrameWeights.from_errors`."""
-    return len(errors) >= LEAST_PROMPTS and FrameWeights.from_errors(errors, chunk_frames, reach).spread <= within
+    return len(errors) >= LEAST_PROMPTS and FrameWeights.from_errors(errors, chunk_frames, horizon).spread <= within
 
 
 def _effect(chunk_frames: Sequence[int], own: Sequence[float], later: Sequence[float]) -> list[float]:

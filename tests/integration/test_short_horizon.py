@@ -7,9 +7,9 @@ import pytest
 import torch
 from plant_outliers import plant
 
-from qarvd.calibrate.reach import short_reach
+from qarvd.calibrate.frame_weights import FrameWeights
+from qarvd.calibrate.horizon import short_horizon
 from qarvd.calibrate.rollout import roll_out
-from qarvd.calibrate.weights import FrameWeights
 from qarvd.checkpoint.model import load
 from qarvd.demo.bundle import MODEL, embed
 from qarvd.demo.prompts import split_prompts
@@ -32,14 +32,14 @@ def test_every_weight_is_within_25_percent_and_nearer_than_any_exponential(twin:
     setting = setting_of(full, (8, 8), 3 * CHUNKS)
     text = embed(split_prompts()[0][:PROMPTS])
     _, errors = roll_out(setting, full.tree, text, range(PROMPTS), other.tree)
-    _, cut = roll_out(setting, full.tree, text, range(PROMPTS), other.tree, short_reach(CHUNKS))
+    _, cut = roll_out(setting, full.tree, text, range(PROMPTS), other.tree, short_horizon(CHUNKS))
     assert errors is not None and cut is not None
-    for k, far in enumerate(short_reach(CHUNKS)):
+    for k, far in enumerate(short_horizon(CHUNKS)):
         assert torch.equal(cut[:, k, : k + far], errors[:, k, : k + far])
         assert not cut[:, k, k + far :].any()
     measured, short = (
-        np.array(FrameWeights.from_errors(e, setting.chunk_sizes, reach).values)
-        for e, reach in ((errors, None), (cut, short_reach(CHUNKS)))
+        np.array(FrameWeights.from_errors(e, setting.chunk_sizes, horizon).values)
+        for e, horizon in ((errors, None), (cut, short_horizon(CHUNKS)))
     )
     assert np.abs(short / measured - 1).max() < 0.25
     line = np.polyfit(np.arange(CHUNKS), np.log(measured), 1)  # the exponential nearest to the truth

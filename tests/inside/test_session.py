@@ -42,7 +42,7 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Loaded]:
 
 def test_a_model_makes_room_for_its_own_cache(part: Part, on_a_card: Callable[[int, int], Loaded]) -> None:
     model = on_a_card(1000, 400)
-    part("nodes.stage").make_room(1000, CARD, model, working=200)
+    part("nodes.session").make_room(1000, CARD, model, working=200)
     assert model.free >= 1300 and model.taken > 0
 
 
@@ -51,13 +51,13 @@ def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
 ) -> None:
     model = on_a_card(1000, 400)
     with pytest.raises(part("qarvd.errors").DeviceError, match="choose a smaller window"):
-        part("nodes.stage").make_room(2000, CARD, model)
+        part("nodes.session").make_room(2000, CARD, model)
 
 
 @pytest.mark.parametrize("size", [(832, 480), (34, 32), (36, 36), (16, 16)])
 def test_the_demo_has_one_size(part: Part, model_of: Callable[[int], Any], size: tuple[int, int]) -> None:
     config = part("nodes.host").config_of(model_of(16))
-    latent_size = part("nodes.stage").latent_size
+    latent_size = part("nodes.session").latent_size
     assert latent_size(config, True, 32, 32) == (8, 8)
     with pytest.raises(part("qarvd.errors").QarvdError):
         latent_size(config, True, *size)
@@ -67,7 +67,7 @@ def test_the_demo_has_one_size(part: Part, model_of: Callable[[int], Any], size:
 def test_noise_between_steps_is_not_that_of_the_start(
     part: Part, model_of: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler, stage = part("nodes.sampler"), part("nodes.stage")
+    sampler, session = part("nodes.sampler"), part("nodes.session")
     patcher = model_of(16)
     shape = (1, 16, 3, 8, 8)
     start = comfy.sample.prepare_noise(torch.zeros(shape), 7)
@@ -77,7 +77,7 @@ def test_noise_between_steps_is_not_that_of_the_start(
         drawn.append(fresh(shape))
         return []
 
-    monkeypatch.setattr(stage, "chunks_of", chunks)
+    monkeypatch.setattr(session, "chunks_of", chunks)
     guider = SimpleNamespace(
         model_patcher=patcher, inner_model=patcher.model, conds={"positive": [[torch.zeros(1, 4, 32), {}]]}
     )
@@ -99,7 +99,7 @@ def test_a_family_that_starts_below_full_noise_takes_it_unscaled_unless_it_has_l
 
 
 def test_a_device_without_float64_is_refused_in_a_sentence(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_device = part("nodes.stage").check_device
+    check_device = part("nodes.session").check_device
     made = []
 
     def zeros(*_: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -127,5 +127,5 @@ def test_statistics_of_a_recipe_that_measures_less_are_others(part: Part) -> Non
 def test_a_size_that_does_not_divide_is_refused_in_pixels(part: Part, width: int, height: int) -> None:
     config = part("qarvd.wan.config").WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2)
     with pytest.raises(part("qarvd.errors").SettingError, match=f"{width} x {height} pixels .* multiple of 16"):
-        part("nodes.stage").latent_size(config, False, width, height)
-    assert part("nodes.stage").latent_size(config, False, 832, 480) == (60, 104)
+        part("nodes.session").latent_size(config, False, width, height)
+    assert part("nodes.session").latent_size(config, False, 832, 480) == (60, 104)

@@ -18,7 +18,7 @@ from ..stream.noise import from_tensors
 from ..stream.sampler import Chunk, Denoiser, call, write
 from ..stream.schedule import Schedule
 from ..wan.forward import encode_text
-from .aside import aside
+from .cache_branch import branch_cache
 from .rollout import Rollout, Setting, draw_noise
 
 CHUNKS = 3
@@ -69,14 +69,14 @@ def call_errors(
         on_chunk()
         return x
 
-    with aside(cache, frames) as ahead:
+    with branch_cache(cache, frames) as ahead:
         clean = [generate(ahead, index) for index in range(len(spans))]
     rows = []
     for k in range(min(CHUNKS, len(spans))):
         row = []
         for changed in range(len(schedule.of_chunk(k)) + 1):
             followed = range(k, min(k + FOLLOWED, len(spans)))
-            with aside(cache, frames) as branching:
+            with branch_cache(cache, frames) as branching:
                 branch = [generate(branching, j, changed if j == k else None) for j in followed]
             pairs = zip(branch, clean[k:], strict=False)
             errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]

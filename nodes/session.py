@@ -28,7 +28,7 @@ RESERVE = 1.1
 
 
 @dataclass(frozen=True)
-class Stage:
+class Session:
     """What a stream runs on."""
 
     base: Any
@@ -54,14 +54,14 @@ class Stage:
         return self.base.process_latent_out(latents.float()).to(management.intermediate_device())
 
 
-def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Stage:
+def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Session:
     """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's).
 
     Raises QarvdErrors for a device that cannot run it, and a MODEL that is none of ours.
     """
     check_device(device)
     name = host.family_of(patcher, family)
-    return Stage(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
+    return Session(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
 
 
 def check_device(device: torch.device) -> None:
@@ -100,20 +100,20 @@ def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset
     return replace(preset, sink=preset.sink if sink < 0 else sink)
 
 
-def cache_bytes(stage: Stage, cache: KVCache, batch: int, size: tuple[int, int], codec: str) -> int:
+def cache_bytes(session: Session, cache: KVCache, batch: int, size: tuple[int, int], codec: str) -> int:
     """About how many bytes a full cache takes."""
-    per_token = 2 * stage.config.num_layers * stage.config.dim * batch
-    tokens = frame_tokens(stage.config, *size)
-    wide = stage.dtype.itemsize
+    per_token = 2 * session.config.num_layers * session.config.dim * batch
+    tokens = frame_tokens(session.config, *size)
+    wide = session.dtype.itemsize
     whole = cache.frames if codec == "16-bit" else min(cache.frames, cache.sink + cache.chunk_frames)
     older = cache.frames - whole
-    narrow = {"16-bit": wide, "int8": 1, "int4": 0.5}[codec] * (1 + 4 / stage.config.head_dim)
+    narrow = {"16-bit": wide, "int8": 1, "int4": 0.5}[codec] * (1 + 4 / session.config.head_dim)
     return int(tokens * per_token * (whole * wide + older * narrow))
 
 
-def working_bytes(stage: Stage, batch: int, size: tuple[int, int]) -> int:
+def working_bytes(session: Session, batch: int, size: tuple[int, int]) -> int:
     """About how many bytes a model call on one chunk takes beside weights and cache, as ComfyUI estimates it."""
-    return int(stage.base.memory_required([batch, stage.config.in_dim, stage.preset.chunk_frames, *size]))
+    return int(session.base.memory_required([batch, session.config.in_dim, session.preset.chunk_frames, *size]))
 
 
 def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: int = 0) -> None:
@@ -138,7 +138,7 @@ def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: in
 
 
 def chunks_of(
-    stage: Stage,
+    session: Session,
     embeddings: Tensor,
     noise: Sequence[Tensor] | Iterator[Tensor],
     fresh: NoiseSource,
@@ -156,11 +156,13 @@ def chunks_of(
     def step(step: Step) -> None:
         progress.advance()
 
-    tree = stage.base.diffusion_model
-    first, *others = (pad_text(stage.config, x.to(stage.device, stage.dtype)) for x in (embeddings, *prompts.values()))
-    given = () if initial is None else initial.split(stage.preset.chunk_frames, dim=2)
+    tree = session.base.diffusion_model
+    first, *others = (
+        pad_text(session.config, x.to(session.device, session.dtype)) for x in (embeddings, *prompts.values())
+    )
+    given = () if initial is None else initial.split(session.preset.chunk_frames, dim=2)
     later = {len(given) + index: text for index, text in zip(prompts, others, strict=True)}
-    denoiser = Denoiser(tree, stage.config, encode_text(tree, stage.config, first), cache)
+    denoiser = Denoiser(tree, session.config, encode_text(tree, session.config, first), cache)
     return stream(denoiser, noise, schedule, fresh, given, step, later)
 
 
@@ -178,9 +180,9 @@ def calls(schedule: Schedule, frames: int, before: int, cache: KVCache, prompts:
     return total
 
 
-def seeded(stage: Stage, seed: int, batch: int) -> NoiseSource:
+def seeded(session: Session, seed: int, batch: int) -> NoiseSource:
     """Noise for each sample of a batch, the same on every device."""
-    return from_seeds([(seed + index) % 2**64 for index in range(batch)], stage.device, stage.dtype)
+    return from_seeds([(seed + index) % 2**64 for index in range(batch)], session.device, session.dtype)
 
 
 def prompts_of(changes: Mapping[int, Sequence[Any]] | None, batch: int, chunks: int) -> dict[int, Tensor]:

@@ -7,7 +7,7 @@ import logging
 _SAID: set[str] = set()
 
 
-def say_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """Log `text`, the first time only."""
     if text not in _SAID:
         _SAID.add(text)

@@ -13,15 +13,15 @@ from tiny.model import CONFIG, tiny_model
 from torch import Tensor
 
 from qarvd.calibrate.calibration import Calibration
-from qarvd.calibrate.calls import nothing_measured
-from qarvd.calibrate.reach import full_reach
+from qarvd.calibrate.call_sensitivity import nothing_measured
+from qarvd.calibrate.horizon import full_horizon
 from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.checkpoint.model import Model, load, save
 from qarvd.errors import CheckpointError, SettingError
 from qarvd.jobs.calibrate import identity
 from qarvd.jobs.quantize import MEASURING, QUANTIZING, quantize
-from qarvd.quantize.effect import CALLS, draw_calls, option_errors
 from qarvd.quantize.model import quantize_group
+from qarvd.quantize.sensitivity import CALLS, draw_calls, option_errors
 from qarvd.recipe import Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.sampler import Denoiser
@@ -115,7 +115,7 @@ def test_of_many_calls_as_many_are_drawn_as_their_weights_say() -> None:
 def calibration_of(model: Model, rollout: Rollout) -> Calibration:
     errors = torch.rand(8, 2, 2, generator=torch.Generator().manual_seed(0)).double().triu()
     about = (identity(model), model.preset_name, SETTING.size, SETTING.frames)
-    return Calibration(*about, (rollout,), errors, full_reach(2), nothing_measured(SETTING))
+    return Calibration(*about, (rollout,), errors, full_horizon(2), nothing_measured(SETTING))
 
 
 @pytest.mark.parametrize("target", ["250KB", "300KB", "6 bits", "9.5 bits"])

@@ -25,7 +25,7 @@ from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
 from ..stream.sampler import frame_tokens
-from ..wan.forward import Embedded, embed, leave, pad_text, text_pair, through
+from ..wan.forward import Embedded, embed, pad_text, run_block, run_head, text_pair
 from .model import linear_groups, linear_of, quantize_group, reason_to_keep
 
 CALLS = 56
@@ -54,16 +54,18 @@ def option_errors(
     sums = {names: dict.fromkeys(options, 0.0) for names in groups}
     generator = torch.Generator().manual_seed(0)
     denoising = [call for rollout in rollouts for call in _measurable(rollout, setting)]
-    due = [weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2 for call in denoising]
-    counted = {id(call): weight for call, weight in zip(denoising, draw_calls(due, generator), strict=True) if weight}
+    effects = [weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2 for call in denoising]
+    counted = {
+        id(call): weight for call, weight in zip(denoising, draw_calls(effects, generator), strict=True) if weight
+    }
     with _watched(groups, recipe, options) as dots:
         for rollout in rollouts:
             replay = _Replay(tree, setting, rollout)
             for call in rollout.calls:
                 on_call()
-                inputs = replay.forward(call)
+                states = replay.forward(call)
                 if weight := counted.get(id(call)):
-                    replay.backward(call, inputs, generator)
+                    replay.backward(call, states, generator)
                     _check(dots, replay, call)
                     for (names, bits), dot in dots.items():
                         sums[names][bits] += weight * float(dot.double().square().mean())
@@ -158,40 +160,41 @@ class _Replay:
         assert isinstance(cache, FloatCache)
         self.cache = cache
 
-    def came(self, call: Call) -> Embedded:
+    def embedded(self, call: Call) -> Embedded:
+        """The call's input as the blocks take it."""
         latents = call.latents.to(self.weight)
         batch, _, frames, *_ = latents.shape
         times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=latents.device)
         positions = torch.arange(call.start, call.start + frames, device=latents.device)
         return embed(self.tree, self.config, latents, times, positions)
 
-    def block(self, index: int, came: Embedded, text: Tensor, x: Tensor) -> Tensor:
+    def block(self, index: int, inputs: Embedded, text: Tensor, x: Tensor) -> Tensor:
         block = self.tree.blocks[index]
         pair = text_pair(block, self.config, text)
-        return through(block, self.config, came, pair, partial(self.cache.attend, index), x)
+        return run_block(block, self.config, inputs, pair, partial(self.cache.attend, index), x)
 
     @torch.no_grad()
     def forward(self, call: Call) -> list[Tensor]:
         """Make the call; the input of every block, and what leaves the last."""
         _, _, frames, height, width = call.latents.shape
         self.cache.begin(call.start, frames, frame_tokens(self.config, height, width))
-        came = self.came(call)
-        inputs = [came.tokens]
+        inputs = self.embedded(call)
+        states = [inputs.tokens]
         for index in range(len(self.tree.blocks)):
-            inputs.append(self.block(index, came, self.text, inputs[-1]))
-        return inputs
+            states.append(self.block(index, inputs, self.text, states[-1]))
+        return states
 
     @torch.enable_grad()
-    def backward(self, call: Call, inputs: list[Tensor], generator: torch.Generator) -> None:
+    def backward(self, call: Call, states: list[Tensor], generator: torch.Generator) -> None:
         """Send random signs back from the prediction of a call that was made, through every linear."""
-        came, text = self.came(call), self.text.detach().requires_grad_()
-        x = inputs[-1].detach().requires_grad_()
-        velocity = leave(self.tree, self.config, came, x)
+        inputs, text = self.embedded(call), self.text.detach().requires_grad_()
+        x = states[-1].detach().requires_grad_()
+        velocity = run_head(self.tree, self.config, inputs, x)
         signs = torch.randint(0, 2, velocity.shape, generator=generator).to(velocity) * 2 - 1
         (gradient,) = torch.autograd.grad(velocity, x, signs)
         for index in reversed(range(len(self.tree.blocks))):
-            x = inputs[index].detach().requires_grad_()
-            self.block(index, came, text, x).backward(gradient)
+            x = states[index].detach().requires_grad_()
+            self.block(index, inputs, text, x).backward(gradient)
             self.cache.detach()
             assert x.grad is not None
             gradient = x.grad

@@ -18,31 +18,31 @@ SHORT = (3, 2, 2)
 """Chunks that are generated with each of the first ones quantized, itself included; 1 with any other."""
 
 
-def full_reach(chunks: int) -> tuple[int, ...]:
+def full_horizon(chunks: int) -> tuple[int, ...]:
     """The published measure: every chunk's effect is followed to the end."""
     return tuple(range(chunks, 0, -1))
 
 
-def short_reach(chunks: int) -> tuple[int, ...]:
+def short_horizon(chunks: int) -> tuple[int, ...]:
     """The cheaper measure: 11 chunks for a clip of 7, where the published one takes 28; 25 for one of 21, not 231."""
     return tuple(min((*SHORT, *(1 for _ in range(chunks)))[k], chunks - k) for k in range(chunks))
 
 
-REACHES: dict[str, Callable[[int], tuple[int, ...]]] = {"full": full_reach, "short": short_reach}
+HORIZONS: dict[str, Callable[[int], tuple[int, ...]]] = {"full": full_horizon, "short": short_horizon}
 """By name: how far for each of so many chunks."""
 
 
-def complete(errors: Tensor, reach: Sequence[int]) -> Tensor:
-    """Mean errors [..., chunks, chunks] over prompts, what lies beyond `reach` filled in from what was measured.
+def complete(errors: Tensor, horizon: Sequence[int]) -> Tensor:
+    """Mean errors [..., chunks, chunks] over prompts, what lies beyond `horizon` filled in from what was measured.
 
     A row that was followed goes on with the mean of its later chunks; another takes its own error times the share of
     the last row that was. Raises SettingError where none was followed.
     """
     chunks = errors.shape[-1]
-    if tuple(reach) == full_reach(chunks):
+    if tuple(horizon) == full_horizon(chunks):
         return errors
     found, share = errors.clone(), None
-    for k, far in enumerate(reach):
+    for k, far in enumerate(horizon):
         own = errors[..., k, k]
         if far > 1:
             later = errors[..., k, k + 1 : k + far].mean(-1)
