@@ -108,7 +108,12 @@ def assemble(
     shapes = {key: tuple(t.shape) for key, t in tensors.items()}
     shapes |= {f"{name}.weight": weight.shape for name, weight in weights.items()}
     config = WanConfig.from_shapes(shapes, transformer)
-    if family is None or transformer.get("causal_ar") is False:
+    if transformer.get("causal_ar") is False:
+        raise CheckpointError(
+            "The file's metadata says that the model is not autoregressive (causal_ar is false); get the checkpoint of "
+            "an autoregressive family."
+        )
+    if family is None:
         raise CheckpointError(
             "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
             "model looks the same. If it is autoregressive, name its family (--preset; on a node, family): "

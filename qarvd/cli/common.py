@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..checkpoint.model import Model, load
+from ..checkpoint.model import Model, load, read_metadata
 from ..demo.bundle import LATENT_SIDE, MODEL
 from ..errors import SettingError
 from ..files import has_suffix, part_beside, written_file
@@ -17,11 +18,14 @@ from ..ops.cuda.cache import user_folder
 from ..ops.cuda.device import load as load_kernels
 from ..ops.linear import QuantizedLinear
 from ..stream.presets import PRESETS, Preset
+from ..wan.config import WanConfig
 
 CHUNKS = 7
 """Of a clip, where nothing is said."""
 SIZE = "60x104"
 """Of the latents of a real checkpoint, where nothing is said."""
+STAND_IN = "self-forcing"
+"""A family as good as any other where nothing is streamed."""
 MOST_FRAMES = 100_000
 """Latent frames of a clip: seven hours."""
 
@@ -41,6 +45,17 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 def load_model(name: str, preset: str | None = None) -> Model:
     """Load a checkpoint file, or the bundled demo model."""
     return load(model_path(name), preset)
+
+
+def load_any_family(name: str, preset: str | None = None) -> tuple[Model, bool]:
+    """A model of which only the layers matter, and whether its family is known; of an unknown one, it is a stand-in."""
+    known = preset is not None or "preset" in read_metadata(model_path(name))
+    return load_model(name, preset if known else STAND_IN), known
+
+
+def alike(a: WanConfig, b: WanConfig) -> bool:
+    """Whether tensors have the same shapes in both: they tell neither the number of heads nor the length of texts."""
+    return replace(a, num_heads=b.num_heads, text_len=b.text_len) == b
 
 
 def model_path(name: str) -> Path:

@@ -20,7 +20,7 @@ from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import linear_groups, relative_error
 from ..report.tables import size_text, text_table
-from .common import add_model, load_model
+from .common import add_model, alike, load_any_family
 
 HELP = "compare two checkpoints layer by layer, or two clips (latents or mp4) frame by frame"
 
@@ -90,8 +90,8 @@ def compare_clips(a: Tensor, b: Tensor, chunk_frames: int) -> list[dict[str, obj
 
 def compare_models(a: str, b: str, preset: str | None) -> list[dict[str, object]]:
     """Size and relative squared difference of every linear that can be quantized."""
-    first, second = load_model(a, preset), load_model(b, preset)
-    if first.config != second.config:
+    (first, _), (second, _) = load_any_family(a, preset), load_any_family(b, preset)
+    if not alike(first.config, second.config):
         raise ShapeError(f"{a} and {b} are models of different dimensions: {first.config} and {second.config}.")
     rows: list[dict[str, object]] = []
     for name in (n for group in linear_groups(first.config.num_layers) for n in group):

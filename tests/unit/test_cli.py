@@ -69,9 +69,10 @@ def test_every_verb_refuses_a_bad_file(
     spoil, expected = BAD_FILES[bad]
     path = spoil(model_file)
     before = sorted(tmp_path.iterdir())
-    assert expected in refused("inspect", path)
+    if bad != "bidirectional":  # its family matters only to what streams
+        assert expected in refused("inspect", path)
+        assert expected in refused("compare", path, path)
     assert expected in refused("quantize", path, "--out", tmp_path / "out.safetensors")
-    assert expected in refused("compare", path, path)
     assert expected in refused("stream", path, *arguments[2:])
     assert sorted(tmp_path.iterdir()) == before
 
