@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness.graph import to_prompt
+from harness.graph import DYNAMIC, to_prompt
+
+
+def choice(**options: dict[str, Any]) -> list[Any]:
+    """One that has other widgets for each of its options."""
+    return [DYNAMIC, {"options": [{"key": key, "inputs": {"required": found}} for key, found in options.items()]}]
+
 
 INFO: dict[str, Any] = {
     "Noise": {
@@ -19,6 +25,14 @@ INFO: dict[str, Any] = {
             "optional": {"shift": ["FLOAT", {"default": 5.0}], "mode": ["COMBO", {"options": ["a", "b"]}]},
         },
         "input_order": {"required": ["size", "seed", "kind", "image"], "optional": ["shift", "mode"]},
+    },
+    "Save": {
+        "input": {
+            "required": {
+                "format": choice(auto={}, mp4={"codec": choice(h264={"crf": ["FLOAT", {"default": 23.0}]}, av1={})}),
+                "name": ["STRING", {"default": "video"}],
+            }
+        },
     },
     "Show": {"input": {"required": {"image": ["IMAGE"]}}, "input_order": {"required": ["image"]}},
 }
@@ -42,6 +56,21 @@ def test_values_go_by_position_past_what_follows_a_seed() -> None:
 def test_widgets_newer_than_the_workflow_take_their_defaults() -> None:
     (made,) = to_prompt(workflow(node(4, "Noise", [16, 7, "fixed"])), INFO).values()
     assert made["inputs"] == {"size": 16, "seed": 7, "kind": "white", "shift": 5.0, "mode": "a"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ([], {"format": "auto", "name": "video"}),
+        (["auto", "clip"], {"format": "auto", "name": "clip"}),
+        (["mp4"], {"format": "mp4", "format.codec": "h264", "format.codec.crf": 23.0, "name": "video"}),
+        (["mp4", "h264", 18.0], {"format": "mp4", "format.codec": "h264", "format.codec.crf": 18.0, "name": "video"}),
+        (["mp4", "av1", "clip"], {"format": "mp4", "format.codec": "av1", "name": "clip"}),
+    ],
+)
+def test_a_choice_is_followed_by_the_widgets_of_what_was_chosen(saved: list[Any], expected: dict[str, Any]) -> None:
+    (made,) = to_prompt(workflow(node(4, "Save", saved)), INFO).values()
+    assert made["inputs"] == expected
 
 
 def test_a_link_replaces_a_widget() -> None:

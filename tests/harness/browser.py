@@ -34,7 +34,9 @@ QUIET = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Notification.ShowVersionUpdates": False,
 }
-READY = "() => window.app?.graph && window.app?.canvas && !document.querySelector('#splash-loader')"
+# A file that is dropped while the page blocks itself can leave it blocked for good.
+READY = """() => window.app?.graph && window.app?.canvas
+  && !document.querySelector("#splash-loader") && !document.querySelector(".p-blockui-mask")"""
 DROP = """([text, name]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([text], name, {type: "application/json"}));

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from harness.client import Prompt
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""A choice that has widgets of its own for each of its options (ComfyUI's io.DynamicCombo)."""
 NOTES = ("Note", "MarkdownNote")
 NEVER, BYPASS = 2, 4  # modes of a node
 
@@ -59,22 +62,28 @@ def number(prompt: Prompt, kind: str) -> str:
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """By name, the values that the page saves by position, with defaults for widgets newer than the workflow."""
-    saved = list(node.get("widgets_values") or [])
-    values: dict[str, Any] = {}
+    return dict(_values(list(node.get("widgets_values") or []), info))
+
+
+def _values(saved: list[Any], info: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Takes them from `saved`, first to last; widgets of a chosen option follow it, as `choice.widget`."""
     for name, spec in declared(info):
         if not _is_widget(spec):
             continue
-        options = spec[1] if len(spec) > 1 else {}
+        options, choices = spec[1] if len(spec) > 1 else {}, _choices(spec)
         if saved:
-            values[name] = saved.pop(0)
+            value = saved.pop(0)
             # The page puts a widget of its own behind a seed: what becomes of it after a run.
             if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):
-                saved = saved[1:]
-        elif "default" in options:
-            values[name] = options["default"]
-        elif choices := _choices(spec):
-            values[name] = choices[0]
-    return values
+                del saved[:1]
+        elif "default" in options or choices:
+            value = options.get("default", next(iter(choices), None))
+        else:
+            continue
+        yield prefix + name, value
+        if spec[0] == DYNAMIC:
+            (chosen,) = (option["inputs"] for option in options["options"] if option["key"] == value)
+            yield from _values(saved, {"input": chosen}, f"{prefix}{name}.")
 
 
 def declared(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -83,16 +92,19 @@ def declared(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
 
 
 def _order(info: dict[str, Any], part: str) -> list[str]:
-    return info["input_order"].get(part, list(info["input"].get(part, {})))
+    return info.get("input_order", {}).get(part, list(info["input"].get(part, {})))
 
 
 def _is_widget(spec: list[Any]) -> bool:
     options = spec[1] if len(spec) > 1 else {}
-    return (isinstance(spec[0], list) or spec[0] in WIDGETS) and not options.get("forceInput")
+    return (isinstance(spec[0], list) or spec[0] in (*WIDGETS, DYNAMIC)) and not options.get("forceInput")
 
 
 def _choices(spec: list[Any]) -> list[Any]:
-    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
+    if isinstance(spec[0], list):
+        return spec[0]
+    options = spec[1].get("options", []) if len(spec) > 1 else []
+    return [option["key"] for option in options] if spec[0] == DYNAMIC else options
 
 
 def _source(link: list[Any], nodes: dict[int, Any], links: dict[int, Any]) -> tuple[str, int] | None:
