@@ -30,7 +30,7 @@ from . import host
 from .log import warn_once
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
-from .session import check_device, latent_size
+from .session import check_device
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
 from .store import kept_at, recalled
 
@@ -124,7 +124,7 @@ class Calibrate(io.ComfyNode):
         recipe = recipe or RECIPES["w4a8"]
         with torch.inference_mode(False):
             found = host.library_model(model, family)
-            size = latent_size(found.config, found.preset_name == host.DEMO, width, height)
+            size = found.preset.scale.latent_size(found.config, width, height)
             frames = chunks * found.preset.chunk_frames
             embeddings = checked(found, prompts)
             about = {

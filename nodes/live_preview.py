@@ -18,8 +18,11 @@ from torch import Tensor
 from ..qarvd.demo import bundle, pixels
 from ..qarvd.report.pixels import to_bytes
 from ..qarvd.report.png import png_bytes
+from ..qarvd.stream.presets import PRESETS
 from ..qarvd.stream.preview import rgb_preview
 from ..qarvd.stream.sampler import Chunk
+from ..qarvd.stream.scale import WAN
+from . import host
 
 EVENT = "qarvd.chunk"
 KEPT = 480
@@ -75,9 +78,8 @@ class LivePreview:
 
     def figures(self) -> dict[str, Any]:
         """Seconds until the first chunk was there, and pixel frames a second so far."""
-        total = pixel_frames(self.first_frame + self.latent_frames, self.demo) - pixel_frames(
-            self.first_frame, self.demo
-        )
+        scale = PRESETS[host.DEMO].scale if self.demo else WAN
+        total = scale.pixel_frames(self.first_frame + self.latent_frames) - scale.pixel_frames(self.first_frame)
         seconds = time.perf_counter() - self.began
         return {
             "first_frame_seconds": round(self.first_after, 3),
@@ -89,11 +91,6 @@ class LivePreview:
         """What the panel keeps: figures, and an animation in ComfyUI's temporary folder."""
         figures = {"chunks": self.done, "latent_frames": self.latent_frames, **self.figures()}
         return {"qarvd_stream": [{**figures, "preview": animation(self.frames, self.rate)}]}
-
-
-def pixel_frames(latent_frames: int, demo: bool) -> int:
-    """Pixel frames that latents decode to; Wan's VAE makes one of the first latent frame and four of each other."""
-    return latent_frames if demo else max(0, 1 + 4 * (latent_frames - 1))
 
 
 def animation(frames: Sequence[Tensor], rate: float) -> dict[str, str]:

@@ -10,8 +10,6 @@ import comfy.model_management as management
 import torch
 from torch import Tensor
 
-from ..qarvd.demo.motion import FRAME
-from ..qarvd.demo.pixels import PATCH
 from ..qarvd.errors import DeviceError, SettingError, ShapeError
 from ..qarvd.stream.cache import KVCache
 from ..qarvd.stream.noise import NoiseSource, from_seeds
@@ -75,23 +73,6 @@ def check_device(device: torch.device) -> None:
             f"ComfyUI computes on {device}, which has no float64 numbers (Apple's and some of Intel's have none): this "
             "pack runs on NVIDIA and AMD cards and on CPUs. Start ComfyUI with --cpu to use it here."
         ) from error
-
-
-def latent_size(config: WanConfig, demo: bool, width: int, height: int) -> tuple[int, int]:
-    """Height and width of the latents of a video. Raises QarvdErrors for a size that the model cannot have."""
-    pixels = PATCH if demo else 8
-    if demo and (width, height) != (FRAME, FRAME):
-        raise SettingError(
-            f"The demo model draws {FRAME} x {FRAME} pixels, but {width} x {height} were asked for; set width and "
-            f"height to {FRAME}."
-        )
-    _, rows, columns = config.patch_size
-    if height % (pixels * rows) or width % (pixels * columns):
-        raise SettingError(
-            f"A video of {width} x {height} pixels does not divide into this model's patches: choose a width that is a "
-            f"multiple of {pixels * columns} and a height that is one of {pixels * rows}."
-        )
-    return height // pixels, width // pixels
 
 
 def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:

@@ -92,7 +92,7 @@ class StreamVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         device = model.load_device
         on = session.of(model, model.model, family, (chunk_frames, window, sink), device)
-        size = session.latent_size(on.config, on.demo, width, height)
+        size = on.preset.scale.latent_size(on.config, width, height)
         given = start(initial, vae, start_image, (height, width))
         with torch.no_grad():
             samples, live = run(

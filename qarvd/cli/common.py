@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.model import Model, load, read_metadata
-from ..demo.bundle import LATENT_SIDE, MODEL
+from ..demo.bundle import MODEL
 from ..errors import SettingError
 from ..files import has_suffix, part_beside, written_file
 from ..ops.cuda.cache import user_folder
@@ -22,8 +24,8 @@ from ..wan.config import WanConfig
 
 CHUNKS = 7
 """Of a clip, where nothing is said."""
-SIZE = "60x104"
-"""Of the latents of a real checkpoint, where nothing is said."""
+SIZE = 832, 480
+"""Width and height, in pixels, of what real checkpoints generate where nothing is said."""
 STAND_IN = "self-forcing"
 """A family as good as any other where nothing is streamed."""
 MOST_FRAMES = 100_000
@@ -39,7 +41,7 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_size(parser: argparse.ArgumentParser) -> None:
     """The size of what is generated."""
-    parser.add_argument("--size", help=f"height x width of real checkpoints' latents ({SIZE}, of 480x832 pixels)")
+    parser.add_argument("--size", help=f"width x height in pixels ({'x'.join(map(str, SIZE))}; the demo's is 32x32)")
 
 
 def load_model(name: str, preset: str | None = None) -> Model:
@@ -121,22 +123,27 @@ def wanted_frames(chunks: int | None, frames: int | None, preset: Preset) -> int
     return count
 
 
-def latent_size(text: str | None, model: Model) -> tuple[int, int]:
-    """Height and width of the latents. Raises SettingError for a size that is none, or not the demo model's to choose.
+def latent_size(text: str | None, model: Model, initial: Tensor | None = None) -> tuple[int, int]:
+    """Height and width of the latents of videos of a size in pixels, WIDTHxHEIGHT: '832x480' -> (60, 104).
 
-    '60x104' -> (60, 104).
+    Without a text, of those that go on from `initial` latents, else of the usual size. Raises SettingError for a text
+    that is no size, and for a size that the model cannot have.
     """
-    if model.preset_name == "demo":
-        if text is not None:
-            raise SettingError(
-                f"--size is for real checkpoints; the demo model's latents are {LATENT_SIDE}x{LATENT_SIDE}."
-            )
-        return LATENT_SIDE, LATENT_SIDE
-    text = SIZE if text is None else text
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
-        raise SettingError(f"The size {text!r} is not HEIGHTxWIDTH of the latents, such as 60x104.")
-    return int(parts[0]), int(parts[1])
+    scale = model.preset.scale
+    width, height = scale.only or SIZE
+    if text is not None:
+        width, height = parse_size(text)
+    elif initial is not None:
+        width, height = scale.side * initial.shape[4], scale.side * initial.shape[3]
+    return scale.latent_size(model.config, width, height)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height: '832x480' -> (832, 480). Raises SettingError for another text."""
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.strip().lower())
+    if not found:
+        raise SettingError(f"The size {text!r} is not WIDTHxHEIGHT in pixels, such as 832x480.")
+    return int(found[1]), int(found[2])
 
 
 def work_folder(out: Path) -> Path:

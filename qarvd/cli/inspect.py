@@ -15,7 +15,7 @@ from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import weight_bits
 from ..report.tables import size_text, text_table
-from ..stream.presets import PRESETS
+from ..stream.presets import PRESETS, find_preset
 from ..wan.config import WanConfig
 from .calibrate import print_weights
 from .common import add_model, alike, counted, load_any_family, load_model, model_path
@@ -96,9 +96,10 @@ def linear_row(name: str, weight: QuantizedWeight) -> dict[str, object]:
 
 def describe(found: Calibration) -> None:
     """Print what a file of statistics is of."""
-    height, width = found.size
+    side = find_preset(found.preset_name).scale.side
+    height, width = (side * length for length in found.size)
     print(f"statistics  of a model of the family {found.preset_name}, checksum {found.model}")
-    print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {height}x{width}")
+    print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {width}x{height} pixels")
     if not len(found.errors):
         print("measured    nothing: chunks weigh alike")
         return

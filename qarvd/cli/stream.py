@@ -59,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 file to write")
     parser.add_argument("--latents", type=Path, help="also write the latents to this .safetensors file")
-    parser.add_argument("--initial", type=Path, help="latents to go on from (an encoded image, an earlier clip)")
+    parser.add_argument(
+        "--initial",
+        type=Path,
+        help="latents to go on from (an encoded image, an earlier clip); without --size, the video has their size",
+    )
     add_size(parser)
     parser.add_argument("--window", type=int, help="latent frames in the cache, sink and current chunk included")
     parser.add_argument("--sink", type=int, help="first latent frames that are never evicted")
@@ -85,8 +89,8 @@ def run(args: argparse.Namespace) -> None:
     check_prompts(then, None if frames is None else -(-frames // preset.chunk_frames))
     embeddings = encoded(args.prompt, demo)
     changes = {at: encoded(prompt, demo) for at, prompt in then.items()}
-    size = latent_size(args.size, model)
     initial = read_latents(args.initial) if args.initial else None
+    size = latent_size(args.size, model, initial)
     ready(model, args.device)
     weight = model.tree.patch_embedding.weight
     held = None if frames is None else frames + (0 if initial is None else initial.shape[2])
@@ -115,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
                 if args.latents:
                     latents.append(chunk.latents.cpu())
                 bar.set_postfix_str(
-                    f"{pixel_frames(video.frames, demo) / (time.perf_counter() - began):.2f} pixel frames/s"
+                    f"{preset.scale.pixel_frames(video.frames) / (time.perf_counter() - began):.2f} pixel frames/s"
                 )
                 bar.update()
         except KeyboardInterrupt:
@@ -136,11 +140,6 @@ def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
     """The preset with the user's window and sink."""
     preset = replace(preset, window=preset.window if window is None else window)
     return replace(preset, sink=preset.sink if sink is None else sink)
-
-
-def pixel_frames(latent_frames: int, demo: bool) -> int:
-    """Pixel frames that a clip decodes to; Wan's VAE makes one of the first latent frame and four of each other."""
-    return latent_frames if demo else 1 + 4 * (latent_frames - 1)
 
 
 def changing(then: Sequence[tuple[str, str]]) -> dict[int, str]:

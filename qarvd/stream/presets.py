@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import SettingError
 from .cache import FloatCache, KVCache
 from .quantized_cache import QuantizedCache
+from .scale import WAN, Scale
 from .schedule import Schedule
 
 CACHES: dict[str, Callable[..., KVCache]] = {
@@ -34,6 +35,7 @@ class Preset:
     sink_follows: bool = False
     """Whether the sink keeps its distance to the window (relative positions) or its absolute position."""
     context_noise: float = 0.0
+    scale: Scale = field(default=WAN, repr=False)
 
     @property
     def schedule(self) -> Schedule:
@@ -63,7 +65,7 @@ class Preset:
 _FOUR = (1000, 750, 500, 250)
 
 PRESETS: dict[str, Preset] = {
-    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True),
+    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True, scale=Scale(side=4, frames=1, only=(32, 32))),
     "self-forcing": Preset(3, _FOUR),
     "causal-forcing": Preset(3, _FOUR),
     "causal-forcing-framewise": Preset(1, _FOUR),

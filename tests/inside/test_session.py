@@ -54,16 +54,6 @@ def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
         part("nodes.session").make_room(2000, CARD, model)
 
 
-@pytest.mark.parametrize("size", [(832, 480), (34, 32), (36, 36), (16, 16)])
-def test_the_demo_has_one_size(part: Part, model_of: Callable[[int], Any], size: tuple[int, int]) -> None:
-    config = part("nodes.host").config_of(model_of(16))
-    latent_size = part("nodes.session").latent_size
-    assert latent_size(config, True, 32, 32) == (8, 8)
-    with pytest.raises(part("qarvd.errors").QarvdError):
-        latent_size(config, True, *size)
-    assert latent_size(config, False, 832, 480) == (60, 104)
-
-
 def test_noise_between_steps_is_not_that_of_the_start(
     part: Part, model_of: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,11 +111,3 @@ def test_statistics_of_a_recipe_that_measures_less_are_others(part: Part) -> Non
     recipe, measured_by = part("qarvd.recipe").Recipe, part("nodes.calibration").measured_by
     assert measured_by(recipe(frame_weights=False)) != measured_by(recipe())
     assert measured_by(recipe(rounding="nearest", target="5 bits", stream_chunks=9)) == measured_by(recipe())
-
-
-@pytest.mark.parametrize(("width", "height"), [(100, 480), (832, 488)])
-def test_a_size_that_does_not_divide_is_refused_in_pixels(part: Part, width: int, height: int) -> None:
-    config = part("qarvd.wan.config").WanConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2)
-    with pytest.raises(part("qarvd.errors").SettingError, match=f"{width} x {height} pixels .* multiple of 16"):
-        part("nodes.session").latent_size(config, False, width, height)
-    assert part("nodes.session").latent_size(config, False, 832, 480) == (60, 104)

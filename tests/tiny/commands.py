@@ -16,7 +16,7 @@ import qarvd.cli.quantize as quantize_verb
 from qarvd.cli import main
 
 Run = Callable[..., str]
-CLIP = ("--size", "4x6", "--chunks", 2)
+CLIP = ("--size", "48x32", "--chunks", 2)
 PROMPTS = 5
 TEXT_DIM = 16
 """Of the tiny model."""
@@ -90,7 +90,7 @@ def text(embeddings: Tensor, tmp_path: Path) -> Path:
 @pytest.fixture
 def arguments(model_file: Path, text: Path, tmp_path: Path) -> list[object]:
     """A small stream of the tiny model."""
-    return ["stream", model_file, "--prompt", text, "--size", "4x6", "--chunks", 2, "--out", tmp_path / "clip.mp4"]
+    return ["stream", model_file, "--prompt", text, "--size", "48x32", "--chunks", 2, "--out", tmp_path / "clip.mp4"]
 
 
 def played(path: Path) -> int:

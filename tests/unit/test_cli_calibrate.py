@@ -208,7 +208,7 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
         (("--device", "meta"), "device"),
         (("--recipe", "w8a8", "--reach", "full"), "reach, recipe"),
         (("--chunks", 3), "frames"),
-        (("--size", "6x4"), "size"),
+        (("--size", "32x48"), "size"),
         (("--prompts", texts(tmp_path / "others.safetensors", PROMPTS, 3, 16, seed=9)), "prompts"),
     ):
         assert f"is of another run: {different} differ" in refused(*command, *more, "--resume")

@@ -43,8 +43,8 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "no chunks": (("--chunks", "0"), "--chunks must be at least 1"),
     "time below 0": (("--budget-minutes", "-1"), "--budget-minutes must be 0 (all prompts) or above"),
     "time NaN": (("--budget-minutes", "nan"), "--budget-minutes must be 0 (all prompts) or above"),
-    "size in words": (("--size", "large"), "not HEIGHTxWIDTH"),
-    "size that does not divide": (("--size", "5x4"), "do not divide into patches"),
+    "size in words": (("--size", "large"), "not WIDTHxHEIGHT in pixels"),
+    "size that does not divide": (("--size", "60x104"), "60 x 104 pixels (width x height) can't be made"),
     "device": (("--device", "abacus"), "abacus"),
     "statistics and prompts": (("--stats", "stats.safetensors"), "--prompts, --chunks, --size and --stats were both"),
     "stream shorter than the clips": (
@@ -69,7 +69,7 @@ def test_quantize_refuses_a_bad_option_before_any_work(
 
 @pytest.mark.parametrize(
     "option",
-    [("--chunks", "7"), ("--size", "4x6"), ("--reach", "full"), ("--budget-minutes", "9"), ("--seed", "0")],
+    [("--chunks", "7"), ("--size", "48x32"), ("--reach", "full"), ("--budget-minutes", "9"), ("--seed", "0")],
     ids=lambda option: option[0],
 )
 @pytest.mark.usefixtures("no_work")
@@ -86,13 +86,14 @@ def test_an_option_that_another_makes_useless_is_refused_with_both_names(
 
 @pytest.mark.usefixtures("no_work")
 def test_the_demo_has_a_size_of_its_own(refused: Run, out: Path, tmp_path: Path) -> None:
-    sized = ("--size", "60x104", "--out")
+    sized = ("--size", "832x480", "--out")
     for command in (
         *(("calibrate", "demo", *sized, out), ("quantize", "demo", *sized, out)),
         ("stream", "demo", "--prompt", "a 7 moving left", *sized, tmp_path / "clip.mp4"),
         ("report", "demo", out, *sized, tmp_path / "page.html"),
     ):
-        assert "--size is for real checkpoints; the demo model's latents are 8x8" in refused(*command)
+        said = refused(*command)
+        assert "This model draws 32 x 32 pixels" in said and "832 x 480 were asked for" in said
 
 
 @pytest.mark.usefixtures("no_work")

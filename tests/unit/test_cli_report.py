@@ -165,7 +165,7 @@ def test_full_and_quantized_stream_the_same_noise(
     kept, _ = quantize(model, replace(W4, keep=tuple(LAYERS)))
     save(kept, tmp_path / "kept.safetensors")
     start = [model_file, small, tmp_path / "kept.safetensors"]
-    page = report(*start, "--prompt", text, "--size", "4x6", "--chunks", 2)
+    page = report(*start, "--prompt", text, "--size", "48x32", "--chunks", 2)
     points = [told for told in hovers(page) if told.startswith(("small, chunk", "kept, chunk"))]
     assert [told.partition(":")[0] for told in points] == ["small, chunk 1", "small, chunk 2"]  # no error, no point
     assert all(float(told.split()[-1]) > 0 for told in points)
@@ -191,7 +191,7 @@ def test_files_of_one_name_are_told_apart(report: Run, model_file: Path, small: 
 
 
 def test_the_page_needs_nothing_from_anywhere(report: Run, model_file: Path, small: Path, text: Path) -> None:
-    page = report(model_file, small, "--prompt", text, "--size", "4x4", "--chunks", 1)
+    page = report(model_file, small, "--prompt", text, "--size", "32x32", "--chunks", 1)
     foreign = re.findall(r"(?:https?:)?//[a-z][^\s\"'<>)]*", re.sub(r"base64,[A-Za-z0-9+/=]*", "", page))
     assert set(foreign) == {"http://www.w3.org/2000/svg"} and "<script" not in page and "<link" not in page
 
@@ -253,7 +253,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "binary quality": (["--quality", "binary.json"], "UTF-8"),
     "chunks": (["--chunks", "0"], "--chunks must be at least 1"),
     "text": (["--prompt", "a cat"], "encode the prompt"),
-    "size": (["--prompt", "text.safetensors", "--size", "large"], "not HEIGHTxWIDTH"),
+    "size": (["--prompt", "text.safetensors", "--size", "large"], "not WIDTHxHEIGHT in pixels"),
     "prompts of two shapes": (["--prompt", "text.safetensors", "--prompt", "short.safetensors"], "different shapes"),
     "device": (["--prompt", "text.safetensors", "--device", "abacus"], "abacus"),
 }

@@ -20,10 +20,13 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "no chunks": (["--chunks", "0"], "--chunks must be at least 1"),
     "negative chunks": (["--chunks", "-2"], "--chunks must be at least 1"),
     "chunks without end": (["--chunks", "99999999999"], "100,000 is the most"),
-    "size in words": (["--size", "large"], "not HEIGHTxWIDTH"),
-    "size of three": (["--size", "4x4x4"], "not HEIGHTxWIDTH"),
-    "size 0": (["--size", "0x4"], "not HEIGHTxWIDTH"),
-    "size that does not divide": (["--size", "5x4"], "do not divide into patches"),
+    "size in words": (["--size", "large"], "not WIDTHxHEIGHT in pixels"),
+    "size of three": (["--size", "4x4x4"], "not WIDTHxHEIGHT in pixels"),
+    "size 0": (["--size", "0x32"], "the nearest is 16 x 32"),
+    "size that does not divide": (["--size", "830x480"], "multiple of 16 and the height one of 16, 8192 at most"),
+    "size in latents": (["--size", "60x104"], "60 x 104 pixels (width x height) can't be made"),
+    "size without end": (["--size", "832x99999"], "the nearest is 832 x 8192"),
+    "endless digits": (["--size", "9" * 5000 + "x480"], "not WIDTHxHEIGHT in pixels"),
     "text": (["--prompt", "a cat on a sofa"], "encode the prompt"),
     "no such embeddings": (["--prompt", "nowhere.safetensors"], "There is no file"),
     "window": (["--window", "2"], "room"),
@@ -81,13 +84,35 @@ def test_a_prompt_outside_the_demos_vocabulary_is_refused(refused: Run, tmp_path
 def test_frames_need_not_fill_the_last_chunk_and_a_clip_can_go_on(
     run: Run, model_file: Path, text: Path, tmp_path: Path
 ) -> None:
-    start = ["stream", model_file, "--prompt", text, "--size", "4x4", "--out", tmp_path / "a.mp4"]
+    start = ["stream", model_file, "--prompt", text, "--size", "32x32", "--out", tmp_path / "a.mp4"]
     latents = tmp_path / "a.safetensors"
     run(*start, "--frames", 5, "--latents", latents)
     assert played(tmp_path / "a.mp4") == 5
     for cache in ("int8", "int4"):
         run(*start, "--frames", 4, "--initial", latents, "--window", 6, "--sink", 1, "--cache", cache)
         assert played(tmp_path / "a.mp4") == 4
+
+
+@pytest.mark.parametrize(("size", "latents"), [("48x32", (4, 6)), ("32X48", (6, 4)), (" 16x16 ", (2, 2))])
+def test_a_size_is_width_and_height_in_pixels(
+    run: Run, arguments: list[object], tmp_path: Path, size: str, latents: tuple[int, int]
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    run(*arguments, "--chunks", 1, "--size", size, "--latents", path)
+    assert load_file(path)["latents"].shape[3:] == latents
+
+
+def test_a_video_that_goes_on_has_the_size_of_its_beginning(
+    run: Run, refused: Run, model_file: Path, text: Path, tmp_path: Path
+) -> None:
+    first, more = tmp_path / "first.safetensors", tmp_path / "more.safetensors"
+    start = ("stream", model_file, "--prompt", text, "--chunks", 1, "--out", tmp_path / "clip.mp4", "--latents")
+    run(*start, first, "--size", "32x48")
+    run(*start, more, "--initial", first)
+    assert load_file(more)["latents"].shape == (1, 16, 3, 6, 4)
+    assert "initial latents have shape (1, 16, 3, 6, 4)" in refused(*start, more, "--initial", first, "--size", "48x32")
+    demo = ("stream", "demo", "--prompt", "a 7 moving left", "--out", tmp_path / "demo.mp4", "--initial", first)
+    assert "draws 32 x 32 pixels" in refused(*demo)
 
 
 def test_a_stream_goes_on_with_another_prompt(

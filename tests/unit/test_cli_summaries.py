@@ -21,7 +21,7 @@ def test_statistics_are_inspected_and_not_taken_for_a_model(
     stats = tmp_path / "stats.safetensors"
     made = run("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", stats)
     told = run("inspect", stats)
-    assert "family self-forcing" in told and f"{PROMPTS} prompts, 6 latent frames of 4x6" in told
+    assert "family self-forcing" in told and f"{PROMPTS} prompts, 6 latent frames of 48x32 pixels" in told
     assert "with 4-bit weights" in told and made[made.index("chunk  weight") : made.index("wrote")] in told
     for command in (
         ("quantize", stats, "--out", tmp_path / "a.safetensors"),

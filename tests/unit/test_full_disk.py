@@ -69,7 +69,7 @@ def tree(folder: Path) -> list[Path]:
 
 
 def arguments(verb: str, model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
-    clip = ("--size", "4x6", "--chunks", 2)
+    clip = ("--size", "48x32", "--chunks", 2)
     return [str(a) for a in (verb, model, "--prompts", prompts, *clip, "--out", out, *more)]
 
 
