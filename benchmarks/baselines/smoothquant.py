@@ -64,8 +64,8 @@ def smoothed(
     for linear in linears:
         weight = rounded(linear.weight.float() * factor, split, bits, None if gram is None else turn @ gram @ turn)
         made.append(FakeLinear(weight, linear.bias, dynamic(split), turn))
-        due = linear(some)
-        error += float((made[-1](some) - due).square().sum() / due.square().sum())
+        expected = linear(some)
+        error += float((made[-1](some) - expected).square().sum() / expected.square().sum())
     return error, made
 
 

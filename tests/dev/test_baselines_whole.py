@@ -51,8 +51,8 @@ def clips(tree: Any) -> Tensor:
 
 
 def error(tree: Any, full: Any) -> float:
-    due = clips(full)
-    return float((clips(tree) - due).square().mean() / due.square().mean())
+    expected = clips(full)
+    return float((clips(tree) - expected).square().mean() / expected.square().mean())
 
 
 @pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
@@ -132,10 +132,10 @@ def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
     x, x_full = torch.randn(2, 200, 96, generator=random)
     weight = torch.rand(200, generator=random)
     pairs = ((x, x_full), (x @ turn, x_full @ turn))
-    before, due = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
+    before, expected = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
     found = turned.turned_stats(before, turn)
     for field in ("gram", "cross", "total", "drift", "samples", "sample_weight"):
-        torch.testing.assert_close(getattr(found, field), getattr(due, field), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-4, atol=1e-3)
 
 
 def tiny(bits: int) -> Case:
@@ -162,8 +162,8 @@ def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ra
         split = quantized.weight.split
         chosen, others = split.order[: split.n_outlier], split.order[split.n_outlier :]
         assert not module.turn[chosen[:, None], others].any() and not module.turn[others[:, None], chosen].any()
-    due = last_chunk(full, case)
-    assert (last_chunk(tree, case) - due).square().mean() < 1e-2 * due.square().mean()
+    expected = last_chunk(full, case)
+    assert (last_chunk(tree, case) - expected).square().mean() < 1e-2 * expected.square().mean()
 
 
 def test_every_variant_of_ours_makes_another_model() -> None:
@@ -183,8 +183,8 @@ def test_smoothquant_takes_the_strength_of_least_error_for_every_input(full: Any
         tried = {s: smoothquant.smoothed(linears, known[names[0]].x, s, 4) for s in smoothquant.STRENGTHS}
         best = min(tried, key=lambda s: tried[s][0])
         chosen.add(best)
-        for name, due in zip(names, tried[best][1], strict=True):
-            assert torch.equal(tree.get_submodule(name).weight, due.weight)
+        for name, expected in zip(names, tried[best][1], strict=True):
+            assert torch.equal(tree.get_submodule(name).weight, expected.weight)
     assert len(chosen) > 1
 
 

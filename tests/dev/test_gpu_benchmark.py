@@ -26,9 +26,9 @@ def test_every_attention_of_the_benchmark_runs_and_agrees() -> None:
     exact = runs["SDPA fp16"]()
     assert isinstance(exact, Tensor) and exact.shape == (1, 2, 30, 128)
     for bits, limit in ((8, 0.02), (4, 0.3)):
-        came = runs[f"qarvd int{bits} ring"]()
-        assert isinstance(came, Tensor)
-        assert (came - exact).norm() < limit * exact.norm()
+        actual = runs[f"qarvd int{bits} ring"]()
+        assert isinstance(actual, Tensor)
+        assert (actual - exact).norm() < limit * exact.norm()
         assert runs[f"qarvd append int{bits}, a chunk"]() is None
 
 

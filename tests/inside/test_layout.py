@@ -170,7 +170,7 @@ def test_a_block_compiles_without_a_break_in_the_graph(
     block = Block(*(load(weight, torch.ones(weight.shape[0])) for weight in pair)).eval()
     x = tokens(2, 5, 64)
     with torch.no_grad():
-        due = block(x)
-        came = torch.compile(block, fullgraph=True, backend=backend)(x)
+        expected = block(x)
+        actual = torch.compile(block, fullgraph=True, backend=backend)(x)
     # On a CPU, compiled code runs the reference, which the faster backend matches to half a step of the normal range.
-    assert (came - due).abs().max() < 0.02 * due.abs().max()
+    assert (actual - expected).abs().max() < 0.02 * expected.abs().max()

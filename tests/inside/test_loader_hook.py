@@ -56,7 +56,7 @@ def test_a_second_copy_of_the_pack_is_harmless(
     sys.modules["a_second_copy"] = module_from_spec(spec)
     before, weight = load(make_weight(8, 32, 64, 32)), make_weight(8, 32, 64, 32)
     with torch.inference_mode():
-        due = before(tokens(4, 64))
+        expected = before(tokens(4, 64))
     nodes = ModuleSpec("a_second_copy.nodes", None, is_package=True)  # without its nodes, which are registered once
     nodes.submodule_search_locations = [f"{path}/nodes" for path in pack.__path__]
     sys.modules["a_second_copy.nodes"] = module_from_spec(nodes)
@@ -65,8 +65,8 @@ def test_a_second_copy_of_the_pack_is_harmless(
     assert second.FORMATS is not part("nodes.layout").FORMATS
     assert second.register() is None and ops._load_quantized_module is hook
     with torch.inference_mode():
-        assert torch.equal(before(tokens(4, 64)), due), "loaded before the second copy came"
-        assert torch.equal(load(weight)(tokens(4, 64)), due), "loaded afterwards"
+        assert torch.equal(before(tokens(4, 64)), expected), "loaded before the second copy came"
+        assert torch.equal(load(weight)(tokens(4, 64)), expected), "loaded afterwards"
     assert part("nodes.layout").register() is None
 
 

@@ -46,8 +46,8 @@ def test_it_is_found_under_whatever_names(part: Part, model_of: Any, save_lora: 
     model = model_of(16)
     up, down = matrices(model, Q)
     x = tokens(model)
-    due = run(model, Q, x) + x @ down.T @ up.T
-    assert torch.allclose(run(beside(part, model, save_lora(STYLES[style](up, down))), Q, x), due, atol=1e-4)
+    expected = run(model, Q, x) + x @ down.T @ up.T
+    assert torch.allclose(run(beside(part, model, save_lora(STYLES[style](up, down))), Q, x), expected, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -55,10 +55,10 @@ def test_that_of_longlives_training_is_found_in_its_file(part: Part, model_of: A
     model = model_of(16)
     up, down = matrices(model, Q)
     x = tokens(model)
-    due = run(model, Q, x) + x @ down.T @ up.T
+    expected = run(model, Q, x) + x @ down.T @ up.T
     for extra in ({}, {"critic_lora": {}, "step": 3000}):
         file = save_lora({"generator_lora": STYLES["PEFT"](up, down)} | extra, "lora.pt")
-        assert torch.allclose(run(beside(part, model, file), Q, x), due, atol=1e-4)
+        assert torch.allclose(run(beside(part, model, file), Q, x), expected, atol=1e-4)
 
 
 @torch.inference_mode()

@@ -50,9 +50,9 @@ def lora(weight: Tensor, size: float) -> tuple[Any, Tensor]:
     return LoRAAdapter(set(), (up, down, None, None, None, None)), up @ down
 
 
-def ratio(target: Tensor, came: Tensor) -> float:
+def ratio(target: Tensor, actual: Tensor) -> float:
     """Signal to noise, in dB."""
-    return 10 * math.log10(target.square().sum() / (came - target).square().sum())
+    return 10 * math.log10(target.square().sum() / (actual - target).square().sum())
 
 
 def base(make_weight: Any, bits: int, symmetric: bool) -> tuple[Any, float]:
@@ -80,9 +80,9 @@ def test_a_merged_lora_is_as_close_as_the_base_was_before_it(
         adapter, product = lora(start, size)
         patched = merge(patcher, adapter)
         merged = patcher.model["q"].weight
-        came = merged.dequantize()
-        kept = ((came - start) * product).sum() / product.square().sum()
-        off = ratio(start + product, came) - before
+        actual = merged.dequantize()
+        kept = ((actual - start) * product).sum() / product.square().sum()
+        off = ratio(start + product, actual) - before
         print(f"{bits} bits, symmetric {symmetric}, LoRA of {size}: {off:+.2f} dB, {kept:.2f} of it")
         assert off > -0.5
         assert 0.7 < kept < 1.1
@@ -107,8 +107,8 @@ def test_while_on_it_is_multiplied_and_taken_off_it_leaves_no_bit_changed(
     adapter, product = lora(weight.dequantize(), 1)
     plain = linear(x)
     patched = merge(patcher, adapter)
-    due = x @ (weight.dequantize() + product).T + linear.bias
-    assert ratio(due, linear(x)) > (35 if bits == 8 else 12) > ratio(due, plain)
+    expected = x @ (weight.dequantize() + product).T + linear.bias
+    assert ratio(expected, linear(x)) > (35 if bits == 8 else 12) > ratio(expected, plain)
     patched.unpatch_model(torch.device("cpu"))
     assert torch.equal(linear(x), plain)
     assert all(torch.equal(before[key], tensor) for key, tensor in linear.state_dict().items())
@@ -142,8 +142,8 @@ def test_a_lora_that_is_added_while_running_for_want_of_memory_is_added_exactly(
     assert linear.weight_function, "nothing was loaded partially"
     x = torch.randn(40, 128, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
-        came = linear(x)
-    assert torch.allclose(came, x @ (weight.dequantize() + product).T + linear.bias, atol=1e-4)
+        actual = linear(x)
+    assert torch.allclose(actual, x @ (weight.dequantize() + product).T + linear.bias, atol=1e-4)
     assert torch.equal(linear.weight._qdata, weight.codes)
     patched.unpatch_model(torch.device("cpu"))
 

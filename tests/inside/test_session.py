@@ -82,10 +82,10 @@ def test_noise_between_steps_is_not_that_of_the_start(
 def test_a_family_that_starts_below_full_noise_takes_it_unscaled_unless_it_has_latents_to_change(part: Part) -> None:
     starting, noise = part("nodes.sampler").starting, torch.randn(1, 16, 3, 8, 8)
     empty, video = torch.zeros_like(noise), torch.ones_like(noise)
-    for latents, due in ((empty, noise), (video, 0.7 * noise + 0.3 * video)):
+    for latents, expected in ((empty, noise), (video, 0.7 * noise + 0.3 * video)):
         scaled = 0.7 * noise + 0.3 * latents
         model = SimpleNamespace(noise=noise, latent_image=latents)
-        assert torch.equal(starting(model, scaled), due)
+        assert torch.equal(starting(model, scaled), expected)
 
 
 def test_a_device_without_float64_is_refused_in_a_sentence(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:

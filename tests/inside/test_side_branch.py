@@ -26,9 +26,9 @@ def test_a_branch_adds_exactly_what_the_lora_says(part: Part, model_of: Any, sav
         x = tokens(model, name)
         before = run(model, name, x)
         for strength in (1.0, -0.4):
-            due = strength * x.double() @ down.double().T @ up.double().T
+            expected = strength * x.double() @ down.double().T @ up.double().T
             added = run(beside(part, model, lora, strength), name, x) - before
-            assert (added - due).norm() < 1e-5 * due.norm()
+            assert (added - expected).norm() < 1e-5 * expected.norm()
         assert torch.equal(run(model, V, x), run(beside(part, model, lora), V, x)) if name == Q else True
 
 
@@ -96,8 +96,8 @@ def test_beside_and_merged_into_full_precision_it_does_the_same_to_the_stream(
             tree, config, text, part("qarvd.stream.presets").PRESETS["demo"].cache(3)
         )
         found.append(denoiser.velocity(x, 900.0, 0))
-    without, due, came = found
-    assert (came - due).norm() < 1e-3 * (due - without).norm()
+    without, expected, actual = found
+    assert (actual - expected).norm() < 1e-3 * (expected - without).norm()
 
 
 @each_model

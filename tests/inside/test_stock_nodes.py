@@ -63,11 +63,11 @@ def test_every_linear_of_the_file_is_held_as_it_is_stored(
     library = part("qarvd.checkpoint.model").load(demo_files(bits)).tree
     held = linears(model)
     quantized = part("qarvd.ops.linear").QuantizedLinear
-    due = {name: module for name, module in library.named_modules() if isinstance(module, quantized)}
-    assert set(held) == set(due) and len(due) > 20
+    expected = {name: module for name, module in library.named_modules() if isinstance(module, quantized)}
+    assert set(held) == set(expected) and len(expected) > 20
     for name, linear in held.items():
         x = torch.randn(3, linear.in_features)
-        ours = due[name].float()
+        ours = expected[name].float()
         assert torch.equal(linear.weight.dequantize(), ours.weight.dequantize())
         assert torch.equal(linear(x), ours(x)), name
 

@@ -88,8 +88,8 @@ def test_the_stream_is_that_of_the_library(shared_comfy: Client, run: Run, one_t
     chunks = roll_out(
         *(model.tree, model.config, model.preset, first, (8, 8), 3 * CHUNKS, [SEED]), prompts={2: second, 4: third}
     )
-    due = torch.cat([chunk.latents for chunk in chunks], dim=2)
-    assert torch.allclose(latents(shared_comfy, run, "stream"), due, atol=1e-5)
+    expected = torch.cat([chunk.latents for chunk in chunks], dim=2)
+    assert torch.allclose(latents(shared_comfy, run, "stream"), expected, atol=1e-5)
 
 
 def test_the_sampler_makes_the_chunks_before_a_change_as_without_it(shared_comfy: Client, run: Run) -> None:
@@ -101,10 +101,10 @@ def test_the_sampler_makes_the_chunks_before_a_change_as_without_it(shared_comfy
 def test_bars_count_the_calls_that_write_the_window_anew(run: Run) -> None:
     plain = 5 * CHUNKS - 1
     # The sink is chunk 1. Before chunk 3 the window holds chunk 2; before chunk 5, chunks 2 to 4.
-    for node, due in (("stream", plain + 1 + 3), ("one prompt", plain), ("three prompts", plain + 1 + 3)):
+    for node, expected in (("stream", plain + 1 + 3), ("one prompt", plain), ("three prompts", plain + 1 + 3)):
         bar = [event for event in run.told("progress") if event["node"] == node]
         values = [event["value"] for event in bar]  # newer versions of ComfyUI leave some out
-        assert {event["max"] for event in bar} == {due} and values == sorted(values) and values[-1] == due
+        assert {event["max"] for event in bar} == {expected} and values == sorted(values) and values[-1] == expected
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,9 @@ def test_the_inputs_of_every_linear_weigh_as_their_calls(
     table = [[3.0 ** (k - i) for i in range(CALLS)] for k in range(len(EVEN))]
     quantize_blockwise(tiny_model().tree, SETTING, rollouts, table, W4A8)
     calls = [call for rollout in rollouts for call in rollout.calls]
-    due = sum(table[call.chunk][call.step] * call.latents[:, 0].numel() / 4 for call in calls)  # 4 latents a token
+    expected = sum(table[call.chunk][call.step] * call.latents[:, 0].numel() / 4 for call in calls)  # 4 latents a token
     video = {n: w for n, w in seen.items() if n.startswith("blocks") and not n.endswith("cross_attn.k")}
-    assert len(video) == 6 * CONFIG.num_layers and all(w == pytest.approx(due) for w in video.values())
+    assert len(video) == 6 * CONFIG.num_layers and all(w == pytest.approx(expected) for w in video.values())
 
 
 def test_a_share_of_the_video_is_taken_and_all_of_the_text(

@@ -111,10 +111,10 @@ def test_8_bits_agree_with_float_within_3_percent_and_4_within_30(plan: Plan) ->
         for _ in range(2):
             call = of_frames(source, frames)
             exact.begin(start, frames, TOKENS)
-            due = exact.attend(0, *call)
+            expected = exact.attend(0, *call)
             for cache, most in zip(coarse, (0.03, 0.3), strict=True):
                 cache.begin(start, frames, TOKENS)
-                assert (cache.attend(0, *call) - due).norm() < most * due.norm()
+                assert (cache.attend(0, *call) - expected).norm() < most * expected.norm()
 
 
 @settings(deadline=None, max_examples=200)
@@ -127,10 +127,10 @@ def test_after_going_back_only_the_sink_and_what_was_written_since_is_read(plan:
         call = of_frames(source, frames)
         for cache in (exact, *coarse):
             cache.begin(start, frames, TOKENS)
-        due = ledger.attend(start, *call)
-        torch.testing.assert_close(exact.attend(0, *call), due)
+        expected = ledger.attend(start, *call)
+        torch.testing.assert_close(exact.attend(0, *call), expected)
         for cache, most in zip(coarse, (0.03, 0.3), strict=True):
-            assert (cache.attend(0, *call) - due).norm() < most * due.norm()
+            assert (cache.attend(0, *call) - expected).norm() < most * expected.norm()
 
     turns = data.draw(st.lists(st.integers(1, len(chunks)), max_size=2, unique=True).map(sorted))
     for turn in turns:

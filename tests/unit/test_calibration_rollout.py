@@ -77,9 +77,9 @@ def test_a_chunks_effect_is_that_of_a_whole_run_with_only_this_chunk_quantized(
     assert errors is not None and errors.shape == (2, 5, 5)
     for k in range(5):
         for j, (ours, other) in enumerate(zip(clean, whole(k), strict=True)):
-            due = (ours.double() - other.double()).square().flatten(1).mean(1)
-            torch.testing.assert_close(errors[:, k, j], due, rtol=1e-4, atol=1e-12)
-            assert (due > 0).all() == (j >= k)
+            expected = (ours.double() - other.double()).square().flatten(1).mean(1)
+            torch.testing.assert_close(errors[:, k, j], expected, rtol=1e-4, atol=1e-12)
+            assert (expected > 0).all() == (j >= k)
 
 
 def test_the_full_prefix_is_shared(

@@ -74,8 +74,8 @@ def test_the_effect_of_a_call_is_that_of_a_run_with_it_alone_quantized(
     clean = whole_run(shared_model.tree, quantized, embeddings, None)
     for k, i in ((0, 0), (0, 4), (1, 3), (2, 4), (2, 1)):
         other = whole_run(shared_model.tree, quantized, embeddings, (k, i))
-        due = torch.stack([(a - b).double().square().mean() for a, b in zip(other, clean, strict=True)])[k : k + 2]
-        assert float(found[0, k, i]) == pytest.approx(float(due.mean()), rel=1e-3)
+        expected = torch.stack([(a - b).double().square().mean() for a, b in zip(other, clean, strict=True)])[k : k + 2]
+        assert float(found[0, k, i]) == pytest.approx(float(expected.mean()), rel=1e-3)
 
 
 def test_every_batch_meets_the_noise_of_its_own_clips(

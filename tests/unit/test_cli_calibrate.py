@@ -74,9 +74,9 @@ def test_without_prompts_a_real_model_is_rounded_without_data_and_that_is_said(
     quantize_tree(model.tree, CONFIG.num_layers, RECIPES["w4a8"].without_data())
     written = load(tmp_path / "a.safetensors")
     assert written.recipe == RECIPES["w4a8"].without_data()
-    made, due = (m.tree.get_submodule("blocks.1.ffn.2") for m in (written, model))
-    assert isinstance(made, QuantizedLinear) and isinstance(due, QuantizedLinear)
-    assert torch.equal(made.weight.codes, due.weight.codes)
+    made, expected = (m.tree.get_submodule("blocks.1.ffn.2") for m in (written, model))
+    assert isinstance(made, QuantizedLinear) and isinstance(expected, QuantizedLinear)
+    assert torch.equal(made.weight.codes, expected.weight.codes)
     assert "No prompts" not in run("quantize", model_file, "--data-free", "--out", tmp_path / "a.safetensors")
 
 

@@ -21,10 +21,10 @@ RECIPE = RECIPES["w4a8"]
 def test_a_model_is_told_by_its_tensors_in_bfloat16_which_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, hashed = tiny_model(), []
     rounded = {key: tensor.bfloat16() for key, tensor in model.tree.state_dict().items()}
-    due = checksum(rounded)
+    expected = checksum(rounded)
     monkeypatch.setattr("qarvd.checkpoint.model.checksum", lambda *given: hashed.append(given) or checksum(*given))
     quantize(model, RECIPE, calibrate(model, torch.zeros(4, 3, CONFIG.text_dim), (4, 6), 5, RECIPE))
-    assert identity(model) == due and len(hashed) == 1
+    assert identity(model) == expected and len(hashed) == 1
 
 
 def test_no_copy_of_all_tensors_is_made_to_hash_them() -> None:
@@ -43,5 +43,5 @@ def test_no_copy_of_all_tensors_is_made_to_hash_them() -> None:
 
     copies: list[ref[Tensor]] = []
     tensors = {name: torch.rand(9) for name in "abc"}
-    due = checksum({name: tensor.bfloat16() for name, tensor in tensors.items()})
-    assert checksum(Lent(tensors), torch.bfloat16) == due and len(copies) == 3
+    expected = checksum({name: tensor.bfloat16() for name, tensor in tensors.items()})
+    assert checksum(Lent(tensors), torch.bfloat16) == expected and len(copies) == 3

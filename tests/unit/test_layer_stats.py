@@ -45,14 +45,14 @@ def test_merged_sums_are_those_of_all_tokens(seed: int, n: int, m: int) -> None:
     x, full, weight = (torch.cat(pair).double() for pair in zip(first, second, strict=True))
     both = a + b
     weighted = x * weight[:, None]
-    expected = {
+    sums = {
         "gram": weighted.T @ x,
         "cross": (full - x).T @ weighted,
         "total": weighted.sum(0),
         "drift": ((full - x) * weight[:, None]).sum(0),
     }
-    for name, due in expected.items():
-        torch.testing.assert_close(getattr(both, name).double(), due, rtol=1e-4, atol=1e-4)
+    for name, expected in sums.items():
+        torch.testing.assert_close(getattr(both, name).double(), expected, rtol=1e-4, atol=1e-4)
     assert len(both.samples) == min(SAMPLES, n + m)
     rows = {tuple(row) for row in x.float().tolist()}
     assert all(tuple(row) in rows for row in both.samples.tolist())

@@ -58,15 +58,15 @@ def test_linears_of_the_blocks_and_of_the_text_are_quantized_and_no_others(recip
 def test_the_report_tells_what_each_linear_got(recipe: Recipe) -> None:
     tree, original = tree_of(), tree_of()
     for report in quantize(tree, recipe):
-        came, linear = quantized_in(tree)[report.name], linear_in(original, report.name)
-        weight = came.weight
+        actual, linear = quantized_in(tree)[report.name], linear_in(original, report.name)
+        weight = actual.weight
         assert report.shape == weight.shape == tuple(linear.weight.shape)
         assert (report.bits, report.n_outlier, report.nbytes) == (recipe.weight_bits, 32, weight.nbytes)
         error = (weight.dequantize() - linear.weight).norm() / linear.weight.norm()
         assert report.relative_error == pytest.approx(float(error) ** 2, rel=1e-4)
         assert report.relative_error < {8: 1e-4, 4: 3e-2}[recipe.weight_bits]
         assert report.kept is None
-        assert came.bias is not None and torch.equal(came.bias, linear.bias)
+        assert actual.bias is not None and torch.equal(actual.bias, linear.bias)
 
 
 def test_linears_with_one_input_share_the_split_of_their_common_norms() -> None:
@@ -74,9 +74,9 @@ def test_linears_with_one_input_share_the_split_of_their_common_norms() -> None:
     quantize(tree)
     linears = quantized_in(tree)
     for group in linear_groups(CONFIG.num_layers):
-        due = published_split(*(linear_in(original, name).weight for name in group))
-        assert all(linears[name].weight.split == due for name in group)
-        assert due.n_outlier == 32
+        expected = published_split(*(linear_in(original, name).weight for name in group))
+        assert all(linears[name].weight.split == expected for name in group)
+        assert expected.n_outlier == 32
 
 
 def test_without_outliers_there_is_a_single_scale() -> None:

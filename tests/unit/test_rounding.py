@@ -71,8 +71,8 @@ def test_adarounds_loss_sums_over_the_tokens_of_a_sample_as_published(monkeypatc
     monkeypatch.setattr(adaround, "learn", learning)
     with pytest.raises(StopIteration):
         ROUNDING["adaround"](given)
-    ((ours, due),) = slopes
-    assert (ours - due).norm() < 0.05 * due.norm()  # ours is damped
+    ((ours, expected),) = slopes
+    assert (ours - expected).norm() < 0.05 * expected.norm()  # ours is damped
 
 
 @pytest.mark.parametrize("method", ROUNDING)

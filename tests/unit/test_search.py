@@ -104,6 +104,6 @@ def test_the_estimate_is_the_error_of_the_layer_rounded_so(codec: object, outlie
     power = (stats.gram.diagonal() / stats.weight).float()
     estimate = output_error(weight, stats, split, codec, False, power)  # type: ignore[arg-type]
     rounded = QuantizedLinear(ROUNDING["nearest"](Task(weight, split, codec, symmetric=False)), None)  # type: ignore[arg-type]
-    due = stats.samples @ weight.T
-    error = (rounded(stats.samples) - due).square().sum() / due.square().sum()
+    expected = stats.samples @ weight.T
+    error = (rounded(stats.samples) - expected).square().sum() / expected.square().sum()
     assert estimate == pytest.approx(float(error), rel=0.25)

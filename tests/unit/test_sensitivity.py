@@ -61,12 +61,12 @@ def test_the_effect_of_a_layer_is_that_of_swapping_it_in(group: tuple[str, ...],
     for linear, report in quantize_group(group, linears, Recipe().without_data(), 4):  # type: ignore[arg-type]
         assert linear is not None
         swapped.set_submodule(report.name, linear)
-    due = 0.0
-    expected, got = (clean_latents(tree, full, rollout) for tree in (full, swapped))
-    for call, a, b in zip(rollout.calls, expected, got, strict=True):
+    expected = 0.0
+    full_latents, swapped_latents = (clean_latents(tree, full, rollout) for tree in (full, swapped))
+    for call, a, b in zip(rollout.calls, full_latents, swapped_latents, strict=True):
         if call is not rollout.calls[4]:  # the call that writes the cache predicts nothing that is kept
-            due += WEIGHTS[call.chunk][call.step] * float((a - b).double().square().flatten(1).sum(1).mean())
-    assert found[group][4] == pytest.approx(due, rel=0.5)
+            expected += WEIGHTS[call.chunk][call.step] * float((a - b).double().square().flatten(1).sum(1).mean())
+    assert found[group][4] == pytest.approx(expected, rel=0.5)
 
 
 def test_effects_grow_with_the_weight_of_their_chunk(rollout: Rollout) -> None:
@@ -108,8 +108,8 @@ def test_of_many_calls_as_many_are_drawn_as_their_weights_say() -> None:
     assert all(1 <= (row > 0).sum() <= CALLS for row in drawn)
     torch.testing.assert_close(drawn.sum(1), torch.full((200,), sum(weights)))
     by_step = drawn.view(200, -1, 4).sum(1).mean(0)
-    due = torch.tensor(weights).view(-1, 4).sum(0)
-    assert by_step.tolist() == pytest.approx(due.tolist(), rel=0.15, abs=1)
+    expected = torch.tensor(weights).view(-1, 4).sum(0)
+    assert by_step.tolist() == pytest.approx(expected.tolist(), rel=0.15, abs=1)
 
 
 def calibration_of(model: Model, rollout: Rollout) -> Calibration:

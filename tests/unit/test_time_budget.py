@@ -97,8 +97,8 @@ def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
 ) -> None:
     monkeypatch.setattr(calibration, "converged", lambda *_: False)
     minutes = 6 * MEASURED + 2 * generated(setting_of(shared_model, SIZE, FRAMES)) + 0.5
-    due = calibrated(shared_model, watch, minutes).prompts
-    assert due == 6
+    expected = calibrated(shared_model, watch, minutes).prompts
+    assert expected == 6
     for resume, kill in ((False, 2.5 * MEASURED), (True, 3 * MEASURED), (True, torch.inf)):
         watch.now = watch.now if resume else 0.0
         work = Work(tmp_path / "work", {}, resume)
@@ -106,7 +106,7 @@ def test_an_interrupted_job_goes_on_with_the_time_that_is_left(
             found = calibrated(shared_model, watch, minutes, work=work, kill=kill).prompts
         except KeyboardInterrupt:
             continue
-        assert found == due
+        assert found == expected
 
 
 def test_what_was_rolled_out_is_taken_up_even_when_time_is_up(
