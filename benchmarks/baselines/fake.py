@@ -17,14 +17,14 @@ Rounded = Callable[[Tensor], Tensor]
 
 
 class FakeLinear(nn.Module):
-    """`F.linear` on rounded weights [out, in] and activations, which a matrix `turn` [in, in] may multiply first."""
+    """`F.linear` on rounded weights [out, in] and activations, after a matrix `transform` [in, in], if any."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rounded: Rounded, turn: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rounded: Rounded, transform: Tensor | None = None) -> None:
         super().__init__()
-        self.weight, self.bias, self.rounded, self.turn = weight, bias, rounded, turn
+        self.weight, self.bias, self.rounded, self.transform = weight, bias, rounded, transform
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.rounded(x if self.turn is None else x @ self.turn), self.weight, self.bias)
+        return F.linear(self.rounded(x if self.transform is None else x @ self.transform), self.weight, self.bias)
 
 
 def stored_bytes(weight: Tensor, bits: int, n_outlier: int) -> int:

@@ -24,7 +24,7 @@ from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
-from . import published, rotation, smoothquant, turned
+from . import ours_rotated, published, rotation, smoothquant
 from .inputs import Samples, collect
 from .rounding import plain_gptq
 
@@ -174,7 +174,7 @@ def once(method: Method) -> Method:
 
 BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
 
-ROTATED = patched(ours(), blockwise, quantize_group=turned.quantize_turned)
+ROTATED = patched(ours(), blockwise, quantize_group=ours_rotated.quantize_rotated)
 
 METHODS: dict[str, Method] = {
     "ours": ours(),

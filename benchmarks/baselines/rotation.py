@@ -28,17 +28,17 @@ def rotation(split: ChannelSplit, signs: bool = False) -> Tensor:
 
     Without signs, one of its columns gathers the mean of the channels, which may stand out itself.
     """
-    turn = torch.eye(split.channels)
+    transform = torch.eye(split.channels)
     for channels in (split.order[: split.n_outlier], split.order[split.n_outlier :]):
         width = next(w for w in (WIDEST >> i for i in range(9)) if len(channels) % w == 0)
         block = torch.ones(1, 1)
         while len(block) < width:
             block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)]) / 2**0.5
         for part in channels.view(-1, width):
-            turn[part[:, None], part] = block
+            transform[part[:, None], part] = block
     if signs:
-        turn *= torch.randint(2, (split.channels, 1), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return turn
+        transform *= torch.randint(2, (split.channels, 1), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return transform
 
 
 def quantize(
@@ -60,11 +60,11 @@ def quantize(
             stored += sum(2 * linear.weight.numel() for linear in linears)
             continue
         split = published_split(*(x.weight for x in linears)) if dual_scale else ChannelSplit(linears[0].in_features)
-        turn = rotation(split, signs=inputs is not None)
-        gram = None if inputs is None else turn.T @ gram_of(inputs[names[0]].x) @ turn
+        transform = rotation(split, signs=inputs is not None)
+        gram = None if inputs is None else transform.T @ gram_of(inputs[names[0]].x) @ transform
         for name, linear in zip(names, linears, strict=True):
-            weight = rounded(linear.weight.float() @ turn, split, bits, gram)
-            tree.set_submodule(name, FakeLinear(weight, linear.bias, dynamic(split), turn))
+            weight = rounded(linear.weight.float() @ transform, split, bits, gram)
+            tree.set_submodule(name, FakeLinear(weight, linear.bias, dynamic(split), transform))
             stored += stored_bytes(weight, bits, split.n_outlier)
             on_layer(name)
     return stored

@@ -1,4 +1,4 @@
-"""How baselines round: to nearest, or by GPTQ (arXiv 2210.17323), on inputs that may be turned first."""
+"""How baselines round: to nearest, or by GPTQ (arXiv 2210.17323), on inputs that may be transformed first."""
 
 from __future__ import annotations
 

@@ -57,13 +57,14 @@ def smoothed(
     [in, in] they are rounded by GPTQ.
     """
     factor = smoothness(x, [linear.weight for linear in linears], strength)
-    split, turn = ChannelSplit(len(factor)), torch.diag(1 / factor)
+    split, transform = ChannelSplit(len(factor)), torch.diag(1 / factor)
     some = x.flatten(0, 1)
     some = some[:: max(1, len(some) // TOKENS)]
+    smoothed_gram = None if gram is None else transform @ gram @ transform
     error, made = 0.0, []
     for linear in linears:
-        weight = rounded(linear.weight.float() * factor, split, bits, None if gram is None else turn @ gram @ turn)
-        made.append(FakeLinear(weight, linear.bias, dynamic(split), turn))
+        weight = rounded(linear.weight.float() * factor, split, bits, smoothed_gram)
+        made.append(FakeLinear(weight, linear.bias, dynamic(split), transform))
         expected = linear(some)
         error += float((made[-1](some) - expected).square().sum() / expected.square().sum())
     return error, made

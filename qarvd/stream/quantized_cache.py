@@ -35,7 +35,7 @@ class QuantizedCache(KVCache):
 
     A chunk is quantized once, when the next one begins, and its codes never change. The ring has room for the window
     less the sink and a full chunk, so a shorter chunk that ends a rolled window sees that much less. With 4 bits,
-    queries and all keys are turned by a Hadamard matrix, which their products do not see, because single channels of
+    queries and all keys are rotated by a Hadamard matrix, which their products do not see, because single channels of
     the keys are much louder than others.
     """
 
@@ -82,18 +82,18 @@ class QuantizedCache(KVCache):
         held = self._layers.get(layer)
         if held is None:
             held = self._layers[layer] = _Layer(self._empty_ring(key))
-        query, key = self._turned(query), self._turned(key)
+        query, key = self._rotated(query), self._rotated(key)
         held.newest = (_alone(key), _alone(value))
         sink_key, sink_value = held.sink or (None, None)
         if sink_key is not None and self.sink_follows and self.evicted:
-            sink_key = self._turned(shift_in_time(self._turned(sink_key), self.evicted))
+            sink_key = self._rotated(shift_in_time(self._rotated(sink_key), self.evicted))
         older = max(0, self.start - self.origin)
         length = min(older, self._ring_frames) * self.frame_tokens
         return library.kv_attention(
             query, *held.ring, length, held.key_offset, sink_key, sink_value, *held.newest, self.bits
         )
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor) -> Tensor:
         """Queries or keys as they are compared, and back: turning twice changes nothing."""
         if self.bits > 4:
             return x

@@ -39,15 +39,15 @@ def test_a_rotation_keeps_lengths_and_stays_within_its_range(
     outliers: int, signs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = ChannelSplit(256, tuple(range(5, 5 + outliers)))
-    turn = rotation(split, signs)
-    torch.testing.assert_close(turn @ turn.T, torch.eye(256), rtol=0, atol=1e-5)
+    transform = rotation(split, signs)
+    torch.testing.assert_close(transform @ transform.T, torch.eye(256), rtol=0, atol=1e-5)
     chosen, others = split.order[:outliers], split.order[outliers:]
-    assert not turn[chosen[:, None], others].any()
+    assert not transform[chosen[:, None], others].any()
     if not outliers:
-        assert turn.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256
+        assert transform.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256
         monkeypatch.setattr(baselines.rotation, "WIDEST", 32)
         assert set((rotation(split, signs) != 0).sum(0).tolist()) == {32}
-        gathered = turn.sum(0).abs().max() / 16  # 1: all channels come together in one
+        gathered = transform.sum(0).abs().max() / 16  # 1: all channels come together in one
         assert gathered < 0.3 if signs else gathered == 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import published, rotation, smoothquant, turned
+from baselines import ours_rotated, published, rotation, smoothquant
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
 from baselines.methods import METHODS, Case
@@ -102,10 +102,11 @@ def test_every_input_of_a_rotated_tree_is_rotated(full: Any) -> None:
     rotation.quantize(tree, CONFIG.num_layers, 8, dual_scale=True)
     for name in NAMES:
         made, linear = tree.get_submodule(name), full.get_submodule(name)
-        turn = rotation.rotation(published_split(*(full.get_submodule(n).weight for n in group_of(name))))
-        assert isinstance(made, FakeLinear) and made.turn is not None and torch.equal(made.turn, turn)
-        assert not torch.equal(turn, torch.eye(len(turn)))
-        torch.testing.assert_close(made.weight @ turn.T, linear.weight, rtol=0, atol=0.02 * linear.weight.abs().max())
+        transform = rotation.rotation(published_split(*(full.get_submodule(n).weight for n in group_of(name))))
+        assert isinstance(made, FakeLinear) and made.transform is not None and torch.equal(made.transform, transform)
+        assert not torch.equal(transform, torch.eye(len(transform)))
+        back = made.weight @ transform.T
+        torch.testing.assert_close(back, linear.weight, rtol=0, atol=0.02 * linear.weight.abs().max())
     assert error(tree, full) < 1e-2
 
 
@@ -126,14 +127,14 @@ def test_what_is_rotated_or_smoothed_can_be_rounded_by_gptq(full: Any) -> None:
     assert all(compensated < 0.7 * nearest for nearest, compensated in errors.values()), errors
 
 
-def test_statistics_can_be_turned_as_the_inputs_they_are_of() -> None:
+def test_statistics_can_be_rotated_as_the_inputs_they_are_of() -> None:
     random = torch.Generator().manual_seed(0)
-    turn = torch.linalg.qr(torch.randn(96, 96, generator=random)).Q
+    transform = torch.linalg.qr(torch.randn(96, 96, generator=random)).Q
     x, x_full = torch.randn(2, 200, 96, generator=random)
     weight = torch.rand(200, generator=random)
-    pairs = ((x, x_full), (x @ turn, x_full @ turn))
+    pairs = ((x, x_full), (x @ transform, x_full @ transform))
     before, expected = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
-    found = turned.turned_stats(before, turn)
+    found = ours_rotated.rotated_stats(before, transform)
     for field in ("gram", "cross", "total", "drift", "samples", "sample_weight"):
         torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-4, atol=1e-3)
 
@@ -155,13 +156,14 @@ def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ra
     case = tiny(8)
     full = case.model.tree
     tree, _ = METHODS["ours_rotated"].build(case)
-    rotated = [module for module in tree.modules() if isinstance(module, turned.Turned)]
+    rotated = [module for module in tree.modules() if isinstance(module, ours_rotated.Rotated)]
     assert len(rotated) == sum(isinstance(m, torch.nn.Linear) for m in full.blocks.modules()) + 1  # and a text's
     for module in rotated:
         quantized: Any = module.linear
         split = quantized.weight.split
         chosen, others = split.order[: split.n_outlier], split.order[split.n_outlier :]
-        assert not module.turn[chosen[:, None], others].any() and not module.turn[others[:, None], chosen].any()
+        assert not module.transform[chosen[:, None], others].any()
+        assert not module.transform[others[:, None], chosen].any()
     expected = last_chunk(full, case)
     assert (last_chunk(tree, case) - expected).square().mean() < 1e-2 * expected.square().mean()
 

@@ -20,18 +20,18 @@ from qarvd.recipe import Recipe
 from .rotation import rotation
 
 
-class Turned(nn.Module):
-    """A linear whose input is multiplied by a matrix `turn` [in, in] first."""
+class Rotated(nn.Module):
+    """A linear whose input is multiplied by a matrix `transform` [in, in] first."""
 
-    def __init__(self, linear: nn.Module, turn: Tensor) -> None:
+    def __init__(self, linear: nn.Module, transform: Tensor) -> None:
         super().__init__()
-        self.linear, self.turn = linear, turn
+        self.linear, self.transform = linear, transform
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x @ self.turn)
+        return self.linear(x @ self.transform)
 
 
-def quantize_turned(
+def quantize_rotated(
     names: Sequence[str], linears: Sequence[nn.Linear], recipe: Recipe, bits: int, stats: LayerStats, *rest: Any
 ) -> Sequence[tuple[nn.Module | None, LayerReport]]:
     """`quantize_group` on inputs that are rotated, within each of the two ranges that ours finds without that."""
@@ -39,23 +39,23 @@ def quantize_turned(
     if weights[0].shape[1] % ALIGNMENT:
         return quantize_group(names, linears, recipe, bits, stats, *rest)  # kept as it is
     found = search_split(weights, stats, codec_of(bits), recipe.symmetric)
-    turn = rotation(found.split, signs=True)
-    turned = [nn.Linear(w.shape[1], len(w)).requires_grad_(False) for w in weights]
-    for made, linear in zip(turned, linears, strict=True):
-        made.weight, made.bias = nn.Parameter(linear.weight @ turn, requires_grad=False), linear.bias
+    transform = rotation(found.split, signs=True)
+    rotated = [nn.Linear(w.shape[1], len(w)).requires_grad_(False) for w in weights]
+    for made, linear in zip(rotated, linears, strict=True):
+        made.weight, made.bias = nn.Parameter(linear.weight @ transform, requires_grad=False), linear.bias
     with mock.patch.object(groups, "search_split", lambda *given: found):
-        results = quantize_group(names, turned, recipe, bits, turned_stats(stats, turn), *rest)
-    return [(None if linear is None else Turned(linear, turn), report) for linear, report in results]
+        results = quantize_group(names, rotated, recipe, bits, rotated_stats(stats, transform), *rest)
+    return [(None if linear is None else Rotated(linear, transform), report) for linear, report in results]
 
 
-def turned_stats(stats: LayerStats, turn: Tensor) -> LayerStats:
-    """Of the inputs multiplied by `turn`."""
-    wide = turn.to(stats.total.dtype)
+def rotated_stats(stats: LayerStats, transform: Tensor) -> LayerStats:
+    """Of the inputs multiplied by `transform`."""
+    wide = transform.to(stats.total.dtype)
     return replace(
         stats,
-        gram=turn.T @ stats.gram @ turn,
-        cross=turn.T @ stats.cross @ turn,
+        gram=transform.T @ stats.gram @ transform,
+        cross=transform.T @ stats.cross @ transform,
         total=stats.total @ wide,
         drift=stats.drift @ wide,
-        samples=stats.samples @ turn,
+        samples=stats.samples @ transform,
     )
