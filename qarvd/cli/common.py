@@ -87,9 +87,13 @@ def ready(model: Model, device: str) -> None:
         say(caveat)
 
 
-def kernel_folder() -> Path:
-    """Where this user's compiled CUDA kernels are kept."""
-    return user_folder(sys.platform, os.environ, Path.home())
+def kernel_folder() -> Path | None:
+    """Where this user's compiled CUDA kernels are kept; None, nowhere, for a user without a home folder."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # HOME is not set, and the system does not know the user, as in some containers
+        home = None
+    return user_folder(sys.platform, os.environ, home)
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -21,6 +22,10 @@ from .common import kernel_folder, say
 HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one is wrong"
 
 
+KITCHENS_CUDA = 13
+"""Of the torch with which ComfyUI lets comfy-kitchen run its kernels; ours need no particular one."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="folder for compiled CUDA kernels (the user's cache folder)")
 
@@ -35,18 +40,51 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(right) else 1
 
 
-def about(cache: Path) -> dict[str, str]:
+def about(cache: Path | None) -> dict[str, str]:
     """What all devices have in common."""
-    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return {
         "qarvd": __version__,
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        "torch": f"{torch.__version__}, {cuda}",
+        "torch": f"{torch.__version__}, {_build()}",
         "driver": _driver(),
         "NVRTC": _nvrtc(),
         "prebuilt": _prebuilt(),
-        "compiled": f"{len(list(cache.glob('*.xz')))} kept in {cache}",
+        "compiled": _compiled(cache),
+        "kitchen": _kitchen(),
     }
+
+
+def _build() -> str:
+    """What this torch is built for."""
+    if torch.version.cuda:
+        return f"built for CUDA {torch.version.cuda}"
+    return f"built for ROCm {torch.version.hip}" if torch.version.hip else "built without CUDA"
+
+
+def _compiled(cache: Path | None) -> str:
+    if cache is None:
+        return "kept nowhere, since you have no home folder; --cache names another one"
+    return f"{len(list(cache.glob('*.xz')))} kept in {cache}"
+
+
+def _kitchen() -> str:
+    """Whether ComfyUI would run its own quantized formats with comfy-kitchen's fast kernels."""
+    try:
+        version = metadata.version("comfy-kitchen")
+    except metadata.PackageNotFoundError:
+        return "comfy-kitchen is not installed; only ComfyUI's own quantized formats need it"
+    try:
+        backends = import_module("comfy_kitchen").registry.list_backends()
+        fast = [name for name in ("cuda", "hip") if name in backends and backends[name]["available"]]
+        missing = backends["cuda"]["unavailable_reason"]
+    except (ImportError, OSError, RuntimeError, AttributeError, LookupError, TypeError) as error:  # of a broken one
+        return f"comfy-kitchen {version} can't be used: {first_line(error)}"
+    build = torch.version.cuda
+    if build and int(build.split(".")[0]) < KITCHENS_CUDA:
+        fast, missing = [], f"ComfyUI wants a torch built for CUDA {KITCHENS_CUDA}, and this one is for {build}"
+    if fast:
+        return f"comfy-kitchen {version} runs ComfyUI's own quantized formats with its fast kernels ({', '.join(fast)})"
+    return f"comfy-kitchen {version} runs ComfyUI's own quantized formats without its fast kernels: {missing}"
 
 
 def _driver() -> str:
@@ -75,7 +113,7 @@ def _prebuilt() -> str:
     return f"{usable}; {len(why)} can't be used: {why[0]}" if why else usable
 
 
-def examine(device: torch.device, cache: Path) -> bool:
+def examine(device: torch.device, cache: Path | None) -> bool:
     """Print what runs on one device, and whether its ops are right."""
     print(f"\n{device}: {_describe(device)}")
     if device.type == "cuda":

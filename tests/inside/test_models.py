@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -282,3 +283,16 @@ def test_the_room_that_is_made_is_what_a_cache_takes(
     with torch.no_grad():
         most = max(cache.nbytes for _ in made)
     assert most / 1.2 < session.cache_bytes(on, cache, 1, (8, 8), codec) < most * 1.2
+
+
+def test_checkpoints_with_endings_in_capitals_are_offered_and_loaded(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, path = part("nodes.models"), tmp_path / "DEMO.SAFETENSORS"
+    shutil.copy(part("qarvd.demo.bundle").MODEL, path)
+    names = [path.name, "a.Pt", "b.pth", "notes.TXT", "c.gguf"]
+    monkeypatch.setattr(models.folder_paths, "get_filename_list", lambda folder: names)
+    monkeypatch.setattr(models.folder_paths, "get_full_path", lambda folder, name: str(tmp_path / name))
+    assert models.checkpoint_files() == names[:3]
+    (model,) = models.LoadModel.execute(path.name, "automatic").args
+    assert part("nodes.host").family_of(model, "automatic") == "demo"

@@ -21,6 +21,11 @@ def test_a_name_that_is_no_file_name_anywhere_is_refused(part: Part, tmp_path: P
         part("nodes.quantizing").free_name(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["mine", "mine.safetensors", " mine.SAFETENSORS ", "mine.SafeTensors"])
+def test_the_ending_may_be_named_in_capitals_too(part: Part, tmp_path: Path, name: str) -> None:
+    assert part("nodes.quantizing").free_name(tmp_path, name) == ([], tmp_path / "mine.safetensors")
+
+
 def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already_not_written_again(
     part: Part, model_of: Callable[[int], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,3 +151,85 @@ def test_a_driver_is_missed_only_by_a_torch_that_would_use_it(
     monkeypatch.setattr(doctor, "Driver", missing)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert expected in doctor._driver()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_user_without_a_home_folder_is_told_so(
+    known: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path) if known else "")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert (f"0 kept in {tmp_path}" in said) == known and (
+        "kept nowhere, since you have no home folder" in said
+    ) != known
+
+
+class Kitchen:
+    """A comfy-kitchen with these backends available."""
+
+    def __init__(self, *available: str) -> None:
+        self.registry, self.available = self, available
+
+    def list_backends(self) -> dict[str, dict[str, object]]:
+        names = ("eager", "cuda", "hip")
+        return {n: {"available": n in self.available, "unavailable_reason": f"no {n} here"} for n in names}
+
+
+KITCHENS: dict[str, tuple[object, str | None, str]] = {
+    "a card and CUDA 13": (Kitchen("eager", "cuda"), "13.0", "with its fast kernels (cuda)"),
+    "a card and CUDA 12.8": (
+        Kitchen("eager", "cuda"),
+        "12.8",
+        "without its fast kernels: ComfyUI wants a torch built for",
+    ),
+    "an AMD card": (Kitchen("eager", "hip"), None, "with its fast kernels (hip)"),
+    "no card": (Kitchen("eager"), None, "without its fast kernels: no cuda here"),
+    "another one than we know": (object(), "13.0", "9.9.9 can't be used: 'object' object has no attribute 'registry'"),
+}
+
+
+@pytest.mark.parametrize("case", KITCHENS)
+def test_whether_comfyui_would_use_its_fast_kernels_is_told_in_a_line(
+    case: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen, cuda, expected = KITCHENS[case]
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "9.9.9")
+    monkeypatch.setattr(doctor, "import_module", lambda name: kitchen)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    said = lines()[1]["kitchen"]
+    assert "comfy-kitchen 9.9.9" in said and expected in said
+
+
+def test_a_kitchen_that_is_not_there_or_does_not_import_is_told_so(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    def broken(name: str) -> object:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.metadata, "version", missing)
+        assert "comfy-kitchen is not installed" in lines()[1]["kitchen"]
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "9.9.9")
+    monkeypatch.setattr(doctor, "import_module", broken)
+    assert lines()[1]["kitchen"].endswith("can't be used: libcudart.so.13: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "expected"),
+    [("12.8", None, "built for CUDA 12.8"), (None, "6.4", "built for ROCm 6.4"), (None, None, "built without CUDA")],
+)
+def test_the_build_of_torch_is_told(
+    cuda: str | None, hip: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert doctor.about(tmp_path)["torch"] == f"{torch.__version__}, {expected}"

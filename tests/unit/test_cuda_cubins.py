@@ -120,6 +120,10 @@ def test_the_cache_lies_where_each_system_keeps_caches() -> None:
     assert cache.user_folder("win32", {"LOCALAPPDATA": "/local"}, home) == Path("/local/qarvd/kernels")
     assert cache.user_folder("win32", {}, home) == home / "AppData/Local/qarvd/kernels"
     assert cache.user_folder("darwin", {}, home) == home / "Library/Caches/qarvd/kernels"
+    for platform in ("linux", "win32", "darwin"):
+        assert cache.user_folder(platform, {}, None) is None
+    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "/tmp/c"}, None) == Path("/tmp/c/qarvd/kernels")
+    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "c"}, None) is None
 
 
 FILES = {"kernels.cu": "a", "one.cuh": "b"}

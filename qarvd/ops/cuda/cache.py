@@ -11,16 +11,22 @@ from ...files import replacing
 from .cubins import Cubin, unpack
 
 
-def user_folder(platform: str, environment: Mapping[str, str], home: Path) -> Path:
-    """Where a user's caches of this package lie; `platform` as in `sys.platform`."""
+def user_folder(platform: str, environment: Mapping[str, str], home: Path | None) -> Path | None:
+    """Where a user's caches of this package lie; `platform` as in `sys.platform`.
+
+    None for a user who has no home folder, unless the environment names a folder for caches.
+    """
     if platform == "win32":
-        base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
+        named, usual = environment.get("LOCALAPPDATA"), Path("AppData", "Local")
     elif platform == "darwin":
-        base = home / "Library" / "Caches"
+        named, usual = None, Path("Library", "Caches")
     else:
-        given = Path(environment.get("XDG_CACHE_HOME") or "")
-        base = given if given.is_absolute() else home / ".cache"  # the XDG specification ignores relative paths
-    return base / "qarvd" / "kernels"
+        named, usual = environment.get("XDG_CACHE_HOME"), Path(".cache")
+        if named and not Path(named).is_absolute():  # the XDG specification ignores those
+            named = None
+    if named:
+        return Path(named, "qarvd", "kernels")
+    return None if home is None else home / usual / "qarvd" / "kernels"
 
 
 def get(folder: Path, source: str, architecture: str, compiler: str) -> Cubin | None:
