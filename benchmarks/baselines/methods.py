@@ -24,7 +24,7 @@ from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
-from . import ours_rotated, published, rotation, smoothquant
+from . import ours_rotated, published, rotation, smoothquant, stock
 from .inputs import Samples, collect
 from .rounding import plain_gptq
 
@@ -117,6 +117,16 @@ def rotated(dual_scale: bool, prompts: int = 0) -> Method:
     return Method(build, prompts)
 
 
+def stock_format() -> Method:
+    """ComfyUI's stock W4A8, without data."""
+
+    def build(case: Case) -> tuple[Any, int]:
+        tree = copy.deepcopy(case.model.tree)
+        return tree, stock.quantize(tree, case.model.config.num_layers)
+
+    return Method(build)
+
+
 def smoothed(prompts: int, by_gptq: bool = False) -> Method:
     """SmoothQuant, and rounding to nearest or by GPTQ."""
 
@@ -182,6 +192,7 @@ METHODS: dict[str, Method] = {
     "published_dynamic": as_released(64, static=False),
     "published_1_prompt": as_released(1, static=True),
     "published_dynamic_1_prompt": as_released(1, static=False),
+    "stock_w4a8": stock_format(),
     "nearest": nearest("none"),
     "nearest_dual_scale": nearest("published"),
     "smoothquant": smoothed(64),

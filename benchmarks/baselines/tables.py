@@ -23,17 +23,51 @@ PARTS = {
     "a rotation of each range (not in ours)": ("ours_rotated", "ours"),
 }
 """Methods with a part and without it, or with another in its place."""
+BASELINES = (
+    "nearest",
+    "stock_w4a8",
+    "rotation",
+    "smoothquant",
+    "published",
+    "published_dynamic",
+    "gptq",
+    "smoothquant_gptq",
+    "rotation_gptq",
+)
+"""What ours is compared with, as a user would have it."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """A table of what parts of ours are worth, and tables of every section and model."""
-    parts = ["### parts of ours, w4a8", "", *worth(summary["runs"]), ""]
+    """Tables of ours against baselines, of what parts of ours are worth, and of every section and model."""
+    parts = []
+    for kind, title in (("ratio", "of the mean errors"), ("typical", "typically")):
+        parts += [f"### ours against baselines: ratio {title}", "", *against(summary, kind), ""]
+    parts += ["### parts of ours, w4a8", "", *worth(summary["runs"]), ""]
     for section, rows in summary.items():
         for model in MODELS:
             its = [row for row in rows if row["model"] == model] if isinstance(rows, list) else []
             if its:
                 parts += [f"### {section}, {model} model", "", *table(its), ""]
     return "\n".join(parts)
+
+
+def against(summary: Mapping[str, Any], kind: str) -> list[str]:
+    """The error of ours over that of each baseline, in Markdown; `kind` is ratio (of means) or typical."""
+    columns = [(section, model) for section in ("w4a8", "w8a8") for model in MODELS]
+    heads = [f"{section.upper()}, {model}" for section, model in columns]
+    lines = [f"| baseline | {' | '.join(heads)} |", f"|---{'|---' * len(columns)}|"]
+    found = {
+        (section, row["model"], row["method"]): row["ours_against_it"]
+        for section, _ in columns
+        for row in summary[section]
+        if "ours_against_it" in row
+    }
+    for method in BASELINES:
+        ratios = [found.get((section, model, method)) for section, model in columns]
+        if any(ratios):
+            cells = [ratio_text(ratio, kind) if ratio else "" for ratio in ratios]
+            lines.append(f"| {shown(method)} | {' | '.join(cells)} |")
+    return lines
 
 
 def worth(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -72,15 +106,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"{row[f'{what}_loss_points']:.2f} [{row[f'{what}_loss_low']:.2f}, {row[f'{what}_loss_high']:.2f}]"
             for what in ("digit", "motion")
         ]
-        against = row.get("ours_against_it")
-        ratios = [
-            f"{times(against[kind])}x [{times(against[f'{kind}_low'])}, {times(against[f'{kind}_high'])}]"
-            if against
-            else ""
-            for kind in ("ratio", "typical")
-        ]
+        its = row.get("ours_against_it")
+        ratios = [ratio_text(its, kind) if its else "" for kind in ("ratio", "typical")]
         cells = [
-            row["method"].replace("_", " ").replace("published", "Q-ARVD"),
+            shown(row["method"]),
             mse,
             f"{row['psnr_db']:.1f}",
             f"{row['psnr_last_chunk_db']:.1f}",
@@ -92,6 +121,16 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def shown(method: str) -> str:
+    """A method's name as people read it."""
+    return method.replace("_", " ").replace("published", "Q-ARVD").replace("w4a8", "W4A8")
+
+
+def ratio_text(ratio: Mapping[str, float], kind: str) -> str:
+    """A ratio of figures.compare with its interval."""
+    return f"{times(ratio[kind])}x [{times(ratio[f'{kind}_low'])}, {times(ratio[f'{kind}_high'])}]"
 
 
 def times(ratio: float) -> str:
