@@ -2,7 +2,7 @@
 
 The natural demo model and its hostile twin (tools/plant_outliers.py); 64 prompts that no calibration saw, 8 seeds each;
 several calibration seeds, each with prompts and noise of its own. Every finished run is written to --out at once, and a
-further start does what is missing: `--only` narrows that down. The table is docs/quality.md, written by --table.
+further start does what is missing: `--only` narrows that down. --page writes the tables of docs/quality.md.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,9 @@ from qarvd.stream.rollout import roll_out
 
 ROOT = Path(__file__).parents[1]
 OUT, UNTOUCHED = ROOT / "docs" / "quality.json", ROOT / "docs" / "quality_untouched.json"
+PAGE = ROOT / "docs" / "quality.md"
+MARKED = re.compile(r"(<!-- (tables|untouched) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Where the tables of OUT and of UNTOUCHED stand in the page."""
 TWIN = ROOT / "tools" / "plant_outliers.py"
 PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
 CALIBRATION_PROMPTS = 64
@@ -205,6 +209,7 @@ def main() -> None:
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch (all)")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
+    parser.add_argument("--page", action="store_true", help="write the tables of docs/quality.md anew and stop")
     parser.add_argument("--time", action="store_true", help="build again what was run, and correct its seconds alone")
     parser.add_argument("--smoke", action="store_true", help="methods of each kind on two clips, written nowhere")
     args = parser.parse_args()
@@ -216,6 +221,9 @@ def main() -> None:
     out = args.out or (UNTOUCHED if args.untouched else OUT)
     if args.table:
         print(markdown(summarise(*stored(out))))
+        return
+    if args.page:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
     wanted = [r for r in runs(args.calibration_seeds) if any(fnmatch.fnmatch(r.key(s), args.only) for s in r.sections)]
     if not wanted:
@@ -245,6 +253,13 @@ def stored(out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The runs that a file holds, and what full precision does."""
     found = json.loads(out.read_text()) if out.exists() else {}
     return found.get("runs", {}), found.get("full", {})
+
+
+def filled(page: str, out: Path = OUT, untouched: Path = UNTOUCHED) -> str:
+    """`page` with the tables of both files between its marks."""
+    tables = {"tables": lambda: markdown(summarise(*stored(out)))}
+    tables["untouched"] = lambda: markdown(summarise(*stored(untouched)), "untouched prompts, ")
+    return MARKED.sub(lambda mark: f"{mark[1]}\n{tables[mark[2]]()}\n{mark[3]}", page)
 
 
 def retimed(bench: Bench, run: Run, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

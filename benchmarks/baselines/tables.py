@@ -9,13 +9,13 @@ from .figures import compare
 
 MODELS = ("natural", "twin")
 PARTS = {
-    "making up for the blocks before": ("ours", "without_compensation"),
+    "compensation for earlier blocks": ("ours", "without_compensation"),
     "a second scale": ("ours", "without_dual_scale"),
-    "... for the channels that are found, not any": ("ours", "random_outliers"),
-    "... as the search finds them, not the published detector": ("ours", "detected_outliers"),
+    "... on the channels that are found, not on random ones": ("ours", "random_outliers"),
+    "... on those of the search, not of the published detector": ("ours", "detected_outliers"),
     "zero points": ("ours", "without_zero_points"),
     "weights of chunks and calls": ("ours", "without_weights"),
-    "... those of chunks, with those of calls": ("ours", "without_frame_weights"),
+    "... those of chunks, beside those of calls": ("ours", "without_frame_weights"),
     "... those of chunks, without those of calls": ("without_call_weights", "without_weights"),
     "... those of calls": ("ours", "without_call_weights"),
     "descent after GPTQ": ("ours", "without_descent"),
@@ -37,18 +37,23 @@ BASELINES = (
 """What ours is compared with, as a user would have it."""
 
 
-def markdown(summary: dict[str, Any]) -> str:
-    """Tables of ours against baselines, of what parts of ours are worth, and of every section and model."""
-    parts = []
-    for kind, title in (("ratio", "of the mean errors"), ("typical", "typically")):
-        parts += [f"### ours against baselines: ratio {title}", "", *against(summary, kind), ""]
-    parts += ["### parts of ours, w4a8", "", *worth(summary["runs"]), ""]
+def markdown(summary: dict[str, Any], label: str = "") -> str:
+    """Tables of ours against baselines, of what parts of ours are worth, and of every section and model.
+
+    Those of one section are headed by `label`, too; tables without a row are left out.
+    """
+    tables: dict[str, list[str]] = {}
+    if not label:  # a part of the comparison has too few methods for these
+        tables["ours against baselines, ratio of the mean errors"] = against(summary, "ratio")
+        tables["ours against baselines, typical ratio"] = against(summary, "typical")
+        tables["parts of ours, w4a8"] = worth(summary["runs"])
     for section, rows in summary.items():
         for model in MODELS:
             its = [row for row in rows if row["model"] == model] if isinstance(rows, list) else []
-            if its:
-                parts += [f"### {section}, {model} model", "", *table(its), ""]
-    return "\n".join(parts)
+            tables[f"{section}, {label}{model} model"] = table(its)
+    return "\n".join(
+        line for title, lines in tables.items() if len(lines) > 2 for line in (f"### {title}", "", *lines, "")
+    )
 
 
 def against(summary: Mapping[str, Any], kind: str) -> list[str]:
@@ -71,8 +76,8 @@ def against(summary: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def worth(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What each part does to the typical error, in Markdown, by how many calibration seeds it was told."""
-    lines = ["| part | natural: with it, typically | n | twin | n |", "|---|---|---|---|---|"]
+    """What each part does to the typical error, in Markdown, and the number of calibration seeds that say so."""
+    lines = ["| part | natural: error with it over without it, typically | n | twin | n |", "|---|---|---|---|---|"]
 
     def errors(model: str, method: str) -> dict[int, Sequence[float]]:
         prefix = f"w4a8/{model}/{method}/"
