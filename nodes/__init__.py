@@ -53,7 +53,7 @@ class Extension(ComfyExtension):
         """Teach ComfyUI's own loaders our formats; a ComfyUI that has nothing to be taught does not call this."""
         reason = layout.register()
         if reason is not None:
-            warn_once(f"ComfyUI's own loaders cannot open files of qarvd, but Load AR Model can: {reason}.")
+            warn_once(f"Load Diffusion Model cannot open files of qarvd ({reason}). Use Load AR Model instead.")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

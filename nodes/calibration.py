@@ -60,31 +60,44 @@ class Calibrate(io.ComfyNode):
             display_name="Calibrate",
             category=CATEGORY,
             description=(
-                "Generates clips in full precision, records what the model is given, and measures how much each chunk "
-                "matters to the final video. The result is kept in output/qarvd/statistics and found again after a "
-                "restart; what an interrupted run had finished is taken up."
+                "Generates clips in full precision, records the inputs of the model, and measures how much each chunk "
+                "matters to the final video. Dual-Scale Quantize needs the result. It is kept in "
+                "output/qarvd/statistics and found again after a restart. An interrupted run resumes."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="In full precision; a LoRA on it is merged."),
-                Prompts.Input("prompts", tooltip="Of Encode Prompt List."),
+                io.Model.Input("model", tooltip="A model in full precision. A LoRA on it is merged."),
+                Prompts.Input("prompts", tooltip="The output of Encode Prompt List."),
                 io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
-                io.Int.Input("chunks", default=7, min=1, max=1000, tooltip="Chunks of every clip."),
+                io.Int.Input(
+                    "chunks",
+                    default=7,
+                    min=1,
+                    max=1000,
+                    tooltip="The number of chunks in each clip. Most families were trained on 7.",
+                ),
                 io.Int.Input(
                     "width",
                     default=832,
                     min=16,
                     max=8192,
                     step=16,
-                    tooltip="Of the video in pixels (the demo: 32 x 32).",
+                    tooltip="The width of the video in pixels. The demo model has 32.",
                 ),
-                io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Of the video in pixels."),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="The height of the video in pixels. The demo model has 32.",
+                ),
                 io.Combo.Input(
                     "reach",
                     options=sorted(HORIZONS, key=lambda name: name != "short"),
                     default="short",
                     tooltip=(
-                        "How far a chunk's effect is followed: short takes a third of the time and tells the rest from "
-                        "that (weights within 7 %); full is as published."
+                        "How many later chunks are generated to see the effect of one. short takes a third of the time "
+                        "and estimates the rest, with weights within 7 %. full follows each to the end, as published."
                     ),
                 ),
                 io.Float.Input(
@@ -93,18 +106,23 @@ class Calibrate(io.ComfyNode):
                     min=0.0,
                     max=10_000.0,
                     tooltip=(
-                        "Take as many prompts as let this node and Dual-Scale Quantize end in so many minutes; 0: all."
+                        "Use as many prompts as fit into this time, Dual-Scale Quantize included, but at least 4. "
+                        "0 uses all prompts."
                     ),
                 ),
                 Recipe.Input(
                     "recipe",
                     optional=True,
-                    tooltip="Chunks are measured at this recipe's bits. Without it: 4-bit weights.",
+                    tooltip="Chunks are measured with the bits of this recipe. Without one: with 4-bit weights.",
                 ),
             ],
             outputs=[
-                Statistics.Output(display_name="statistics", tooltip="For Dual-Scale Quantize and Frame Sensitivity."),
-                io.String.Output(display_name="file", tooltip="Where they lie, for the command line too."),
+                Statistics.Output(
+                    display_name="statistics", tooltip="Connect to Dual-Scale Quantize and Frame Sensitivity."
+                ),
+                io.String.Output(
+                    display_name="file", tooltip="The file of the statistics. The command line reads it with --stats."
+                ),
             ],
         )
 
@@ -156,7 +174,7 @@ def checked(model: Model, prompts: PromptList) -> torch.Tensor:
     if embeddings.shape[-1] != model.config.text_dim:
         raise PromptError(
             f"The prompts were encoded to {embeddings.shape[-1]} numbers a token, but this model takes "
-            f"{model.config.text_dim}: encode them with its own text encoder."
+            f"{model.config.text_dim}. Encode them with its own text encoder."
         )
     pad_text(model.config, embeddings[:1])
     return embeddings
@@ -204,22 +222,26 @@ class FrameSensitivity(io.ComfyNode):
             display_name="Frame Sensitivity",
             category=CATEGORY,
             description=(
-                "Shows the share of each chunk in the error of the final video when it alone is quantized, with 95 % "
-                "intervals and the fitted decay."
+                "Shows how much each chunk matters: its share of the error in the final video if only that chunk is "
+                "quantized, with 95 % intervals and a fitted decay."
             ),
             is_output_node=True,
             inputs=[
-                Statistics.Input("statistics", tooltip="Of Calibrate."),
+                Statistics.Input("statistics", tooltip="The output of Calibrate."),
                 io.Int.Input(
                     "stream_chunks",
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Weights for streams of so many chunks, told from the fit; 0: as measured.",
+                    tooltip=(
+                        "The number of chunks to give weights for. Later ones are estimated by the fit. 0: as measured."
+                    ),
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="frame weights", tooltip="One weight per chunk, of mean 1, as JSON."),
+                io.String.Output(
+                    display_name="frame weights", tooltip="One weight for each chunk, as JSON. Their mean is 1."
+                ),
             ],
         )
 
@@ -229,10 +251,10 @@ class FrameSensitivity(io.ComfyNode):
         sizes = chunk_sizes(calibration)
         found = calibration.weights(sizes)
         if not found.prompts:
-            raise SettingError("These statistics hold no measured chunks; calibrate clips of two or more chunks.")
+            raise SettingError("These statistics have no measured chunks. Calibrate clips of two or more chunks.")
         if stream_chunks and stream_chunks < len(sizes):
             raise SettingError(
-                f"Streams of {stream_chunks} chunks are shorter than the calibration's clips of {len(sizes)}; take "
+                f"stream_chunks is {stream_chunks}, but the calibrated clips have {len(sizes)} chunks. Calibrate "
                 "shorter clips, or set stream_chunks to 0."
             )
         longer = found.extend((*sizes, *[max(sizes)] * (stream_chunks - len(sizes)))) if stream_chunks else found

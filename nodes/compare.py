@@ -22,32 +22,39 @@ class CompareVideos(io.ComfyNode):
             display_name="Compare Videos",
             category=CATEGORY,
             description=(
-                "Compares two videos frame by frame. From the same noise, what differs is what quantizing changed; an "
-                "error that grows from chunk to chunk is drift."
+                "Compares two videos frame by frame. If both come from the same seed and prompt, the difference is "
+                "what quantizing changed. An error that grows from chunk to chunk is drift."
             ),
             is_output_node=True,
             inputs=[
                 io.Image.Input("reference", tooltip="The frames of the full-precision video."),
-                io.Image.Input("other", tooltip="The frames of the other one, of the same size and length."),
+                io.Image.Input(
+                    "other", tooltip="The frames of the other video. It must have the same size and length."
+                ),
                 io.Int.Input(
                     "chunk_frames",
                     default=12,
                     min=1,
                     max=1024,
-                    tooltip="Pixel frames of a chunk: 12 for Wan's chunks of 3 latent frames, 3 for the demo.",
+                    tooltip="Pixel frames in a chunk: 12 for Wan with chunks of 3 latent frames, 3 for the demo model.",
                 ),
                 io.Int.Input(
                     "first_chunk_frames",
                     default=9,
                     min=0,
                     max=1024,
-                    tooltip="Of the first one: 9 for Wan, whose first latent frame is 1 pixel frame; 0: as the others.",
+                    tooltip=(
+                        "Pixel frames in the first chunk: 9 for Wan, because its first latent frame is 1 pixel frame "
+                        "instead of 4. 0: as in the others."
+                    ),
                 ),
             ],
             outputs=[
-                io.Float.Output(display_name="PSNR", tooltip="Of all frames, in dB; 100 where they are the same."),
-                io.Float.Output(display_name="SSIM", tooltip="Mean over the frames."),
-                io.String.Output(display_name="table", tooltip="Figures of each frame."),
+                io.Float.Output(
+                    display_name="PSNR", tooltip="PSNR of all frames together, in dB. 100 if they are the same."
+                ),
+                io.Float.Output(display_name="SSIM", tooltip="The mean SSIM of the frames."),
+                io.String.Output(display_name="table", tooltip="PSNR and SSIM of each frame, as text."),
             ],
         )
 

@@ -31,8 +31,8 @@ class Decoder:
         side = bundle.LATENT_SIDE
         if samples.ndim != 5 or samples.shape[1] != 16 or samples.shape[3:] != (side, side):
             raise ShapeError(
-                f"The demo's decoder got latents of shape {tuple(samples.shape)}; it decodes those of the demo model, "
-                f"[batch, 16, frames, {side}, {side}]. Decode others with the VAE of their own model."
+                f"The latents have shape {tuple(samples.shape)}, but the decoder of the demo model needs [batch, 16, "
+                f"frames, {side}, {side}]. Decode others with the VAE of their own model."
             )
         grey = pixels.decode(self.latent_format.process_in(samples.float()))
         return grey.unsqueeze(-1).repeat(1, 1, 1, 1, 3)

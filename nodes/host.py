@@ -125,18 +125,21 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
     if chosen != AUTOMATIC:
         find_preset(chosen)
         if known is not None and chosen != known:
-            where = "" if ours is None else ", or choose another one where the MODEL is loaded"
+            elsewhere = "" if ours is None else ", or change it on the node that loads the MODEL"
             raise SettingError(
-                f"This MODEL says that it is of the family {known!r}, but {chosen!r} was chosen: leave it "
-                f"{AUTOMATIC}{where}."
+                f"The family of this MODEL is {known!r}, but {chosen!r} was chosen. Set family to "
+                f"{AUTOMATIC}{elsewhere}."
             )
         if chosen == DEMO and known is None:
-            raise SettingError(f"The family {DEMO!r} is the bundled demo model's, and this MODEL is another one.")
+            raise SettingError(
+                f"The family {DEMO!r} is for the bundled demo model, and this MODEL is another one. Choose its own "
+                "family."
+            )
         return chosen
     if known is None:
         raise SettingError(
-            "This MODEL does not say which autoregressive family it belongs to. Load it with Load AR Model, or choose "
-            f"its family on this node: {', '.join(PRESETS)}."
+            "The family of this MODEL is not known. Load it with Load AR Model, or choose its family on this node: "
+            f"{', '.join(PRESETS)}."
         )
     return known
 
@@ -146,14 +149,14 @@ def config_of(patcher: Any) -> WanConfig:
     tree = patcher.model.diffusion_model
     if not hasattr(tree, "blocks") or getattr(tree, "model_type", None) != "t2v":
         raise SettingError(
-            f"This MODEL is a {type(tree).__name__}; a Wan text-to-video model was expected. Load an autoregressive "
+            f"This MODEL is a {type(tree).__name__}, but a Wan text-to-video model is needed. Load an autoregressive "
             "checkpoint (Self-Forcing, Causal-Forcing, CausVid, LongLive) with Load AR Model."
         )
     values = {name: getattr(tree, name) for name in CONSTRUCTOR}
     if values["in_dim"] != values["out_dim"]:
         raise SettingError(
-            f"This Wan model takes {values['in_dim']} channels and returns {values['out_dim']}; only text-to-video "
-            "models can be streamed."
+            f"This Wan model takes {values['in_dim']} channels and returns {values['out_dim']}. Only text-to-video "
+            "models, which take as many as they return, can be streamed."
         )
     return WanConfig(**{**values, "patch_size": tuple(values["patch_size"])})
 
@@ -166,13 +169,13 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
     name, config = family_of(patcher, family), config_of(patcher)
     if others := sorted(key for key in patcher.object_patches if key.startswith(PREFIX)):
         raise SettingError(
-            f"The MODEL was changed in a way that cannot be merged into its weights ({others[0]}); take the LoRA side "
-            "branch off, or use a LoRA loader that merges."
+            f"This MODEL has a change that cannot be merged into its weights ({others[0]}). Remove LoRA Side Branch, "
+            "or use a LoRA loader that merges."
         )
     known = about(patcher)
     recipe, notes, dtypes = (None, {}, {}) if known is None else (known.recipe, known.notes, known.dtypes)
     if recipe is not None and patcher.patches:
-        raise SettingError("This quantized MODEL carries a LoRA; take it off first, or merge it before quantizing.")
+        raise SettingError("This quantized MODEL has a LoRA on it. Remove the LoRA, or merge it before you quantize.")
     take_back(patcher)
     stored = patcher.model.diffusion_model.state_dict()
     if recipe is None and any(key.endswith(f".{MARKER}") for key in stored):

@@ -28,16 +28,16 @@ class SideBranch(io.ComfyNode):
             display_name="LoRA Side Branch",
             category="qarvd",
             description=(
-                "Runs a LoRA beside the model's linears instead of merging it into their weights: quantized weights "
-                "stay as they were calibrated, the LoRA keeps its full precision, and a change of strength neither "
-                "quantizes nor compiles anything again. Chain several for several LoRAs."
+                "Runs a LoRA beside the linear layers instead of merging it into their weights. Quantized weights stay "
+                "as they were calibrated, and the LoRA keeps its full precision. A new strength quantizes and compiles "
+                "nothing again. Chain several nodes for several LoRAs."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained for, quantized or not."),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list(FOLDER) or [NO_FILE],
-                    tooltip="A LoRA of models/loras, for this model: Wan 2.1 of the same size.",
+                    tooltip="A file in models/loras. It must be for this model: Wan 2.1 of the same size.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -45,7 +45,9 @@ class SideBranch(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How much of it is added; 0 leaves the model as it is, negative values work against it.",
+                    tooltip=(
+                        "How much of the LoRA is added. 0 leaves the model as it is, and negative values subtract it."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the LoRA beside it.")],
@@ -55,7 +57,9 @@ class SideBranch(io.ComfyNode):
     def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:
         path = folder_paths.get_full_path(FOLDER, lora_name)
         if lora_name == NO_FILE or path is None:
-            raise SettingError(f"There is no LoRA {lora_name!r} in models/{FOLDER}; put one there, press R, choose it.")
+            raise SettingError(
+                f"There is no LoRA {lora_name!r} in models/{FOLDER}. Put it there, press R and choose it."
+            )
         if strength == 0:
             return io.NodeOutput(model)
         return io.NodeOutput(with_branches(model, read_lora(Path(path), model), strength))

@@ -60,8 +60,8 @@ def read_lora(path: Path, patcher: Any) -> Lora:
     left = [key for key in named if not _has_place(key, known)]
     if not found:
         raise CheckpointError(
-            f"{path.name} is a LoRA of another model: none of its {len(named)} tensors, such as {next(iter(tensors))}, "
-            "belongs to a layer of this one."
+            f"{path.name} is a LoRA for another model: none of its {len(named)} tensors, such as "
+            f"{next(iter(tensors))}, belongs to a layer of this one. Choose a LoRA for Wan 2.1 of the same size."
         )
     if left:
         logging.warning(
@@ -85,7 +85,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     content = next((content[key] for key in TRAINED if key in content), content)
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path.name} holds no tensors by name; a LoRA was expected.")
+        raise CheckpointError(f"{path.name} has no named tensors, so it is not a LoRA. Choose another file.")
     return tensors
 
 
@@ -116,17 +116,17 @@ def low_rank(adapter: Any, name: str, shape: tuple[int, int], file: str) -> LowR
     """The matrices of ComfyUI's `adapter`, which must be a plain LoRA for a linear of `shape`."""
     if adapter.name != "lora":
         raise CheckpointError(
-            f"{file} is a {adapter.name} adapter, which cannot run beside a linear; merge it with ComfyUI's Load LoRA."
+            f"{file} is a {adapter.name} adapter, which cannot run beside a layer. Merge it with ComfyUI's Load LoRA."
         )
     up, down, alpha, middle, dora, reshape = adapter.weights
     if not (middle is None and dora is None and reshape is None):
         raise CheckpointError(
             f"{file} does more to {name} than add a product of two matrices (DoRA, or a convolution between them), "
-            "which cannot run beside a linear; merge it with ComfyUI's Load LoRA."
+            "so it cannot run beside the layer. Merge it with ComfyUI's Load LoRA."
         )
     if up.ndim < 2 or down.ndim < 2 or (len(up), down[0].numel()) != shape or up[0].numel() != len(down):
         raise CheckpointError(
-            f"{file} is a LoRA of another model: {name} has {shape[0]} outputs and {shape[1]} inputs here, the LoRA's "
-            f"matrices have shapes {tuple(up.shape)} and {tuple(down.shape)}."
+            f"{file} is a LoRA for another model: {name} has {shape[0]} outputs and {shape[1]} inputs here, but the "
+            f"matrices of the LoRA have shapes {tuple(up.shape)} and {tuple(down.shape)}."
         )
     return LowRank(up.flatten(1), down.flatten(1), 1.0 if alpha is None else alpha / len(down))

@@ -22,8 +22,8 @@ NO_FILE = "(no file)"
 FOLDER = "diffusion_models"
 FAMILIES = [host.AUTOMATIC, *PRESETS]
 FAMILY_TIP = (
-    "The checkpoint's family, which says how it must be streamed: frames per chunk, steps, window. Automatic works for "
-    "files that qarvd wrote; others do not say it, so choose it."
+    "The family of the checkpoint. It decides how the model is streamed: frames per chunk, steps, window. automatic "
+    "works for files that qarvd wrote. Other files do not record it, so choose one."
 )
 
 
@@ -58,18 +58,20 @@ class LoadModel(io.ComfyNode):
                     "model",
                     optional=True,
                     tooltip=(
-                        "A MODEL of another loader, such as Load Diffusion Model. Where it is given, no file is read: "
-                        "it is only told its family."
+                        "A MODEL from another loader, such as Load Diffusion Model. If it is connected, no file is "
+                        "read, and this node only gives it the family."
                     ),
                 ),
             ],
-            outputs=[io.Model.Output(display_name="MODEL", tooltip="The model, for every node of qarvd and ComfyUI.")],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The model, for the nodes of qarvd and of ComfyUI.")
+            ],
         )
 
     @classmethod
     def validate_inputs(cls, file: str, family: str, **_: Any) -> bool | str:
         """Names of files are checked when the node runs, when it is known whether one is needed."""
-        return True if family in FAMILIES else f"There is no family {family!r}; choose from {', '.join(FAMILIES)}."
+        return True if family in FAMILIES else f"There is no family {family!r}. Choose one of {', '.join(FAMILIES)}."
 
     @classmethod
     def execute(cls, file: str, family: str, model: Any | None = None) -> io.NodeOutput:
@@ -78,7 +80,7 @@ class LoadModel(io.ComfyNode):
         path = folder_paths.get_full_path(FOLDER, file)
         if file == NO_FILE or path is None:
             raise SettingError(
-                f"There is no checkpoint {file!r} in models/{FOLDER}; put a .safetensors or .pt file there, press R, "
+                f"There is no checkpoint {file!r} in models/{FOLDER}. Put a .safetensors or .pt file there, press R "
                 "and choose it."
             )
         found = load(Path(path), None if family == host.AUTOMATIC else family)
@@ -104,22 +106,29 @@ class DemoModel(io.ComfyNode):
             display_name="Demo Model",
             category=CATEGORY,
             description=(
-                "The bundled autoregressive model: digits that move and bounce, 32 x 32 pixels. Nothing to download; "
-                "runs on any CPU."
+                "The bundled autoregressive model. It draws digits that move and bounce, 32 x 32 pixels. Nothing to "
+                "download, and it runs on any CPU."
             ),
             inputs=[
-                words("digit", list(DIGITS), "7", "The digit that is shown."),
-                words("direction", list(DIRECTIONS), "left", "Where it moves at first; it bounces off the edges."),
-                words("speed", list(SPEEDS), "fast", "How far it moves from frame to frame."),
-                words("start", list(STARTS), "middle", "Where it is in the first frame."),
+                words("digit", list(DIGITS), "7", "The digit to show."),
+                words(
+                    "direction", list(DIRECTIONS), "left", "Where the digit moves at first. It bounces off the edges."
+                ),
+                words("speed", list(SPEEDS), "fast", "How far the digit moves from frame to frame."),
+                words("start", list(STARTS), "middle", "Where the digit is in the first frame."),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The demo model in full precision."),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt, encoded."),
-                io.Vae.Output(display_name="VAE", tooltip="The demo's decoder, for VAE Decode and start images."),
+                io.Vae.Output(
+                    display_name="VAE", tooltip="The decoder of the demo model, for VAE Decode and for start images."
+                ),
                 io.Clip.Output(
                     display_name="CLIP",
-                    tooltip="The demo's language, for CLIP Text Encode and Encode Prompt List: 'a 7 moving left fast'.",
+                    tooltip=(
+                        "The text encoder of the demo model, for CLIP Text Encode and Encode Prompt List. It "
+                        "understands prompts such as 'a 7 moving left fast'."
+                    ),
                 ),
             ],
         )

@@ -28,16 +28,16 @@ class DetectOutliers(io.ComfyNode):
             display_name="Detect Outliers",
             category=CATEGORY,
             description=(
-                "Runs the detector of Q-ARVD on every layer's weights and maps how many outlier channels each has, by "
-                "layer type and depth. Dual-Scale Quantize does not need it."
+                "Runs the detector of Q-ARVD on the weights of each layer, and shows how many outlier channels each "
+                "has, by layer type and depth. This node is for looking: Dual-Scale Quantize does not need it."
             ),
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="In full precision."),
+                io.Model.Input("model", tooltip="A model in full precision."),
                 io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
             ],
             outputs=[
-                io.String.Output(display_name="splits", tooltip="The outlier channels of every layer, as JSON."),
+                io.String.Output(display_name="splits", tooltip="The outlier channels of each layer, as JSON."),
             ],
         )
 

@@ -22,17 +22,27 @@ class ChangePrompt(io.ComfyNode):
             display_name="Change Prompt",
             category=CATEGORY,
             description=(
-                "Has a stream go on with another prompt from a chunk on. The window is written anew with it, as in "
-                "LongLive, so that the scene follows; the sink stays as it is. Chain several for several changes."
+                "Continues a stream with another prompt, from a chunk on. The window is written again with the new "
+                "prompt, as in LongLive, so that the scene follows. The sink stays. Chain nodes for more changes."
             ),
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The prompt that takes over, of CLIP Text Encode."),
+                io.Conditioning.Input("positive", tooltip="The new prompt, from CLIP Text Encode."),
                 io.Int.Input(
-                    "chunk", default=4, min=2, max=100_000, tooltip="The first chunk that is made with it, from 2 on."
+                    "chunk",
+                    default=4,
+                    min=2,
+                    max=100_000,
+                    tooltip="The first chunk with the new prompt. The first chunk of a stream is 1.",
                 ),
-                Changes.Input("earlier", optional=True, tooltip="Of another Change Prompt; the order does not matter."),
+                Changes.Input(
+                    "earlier",
+                    optional=True,
+                    tooltip="The output of another Change Prompt. Their order does not matter.",
+                ),
             ],
-            outputs=[Changes.Output(display_name="changes", tooltip="For Stream AR Video or Streaming AR Sampler.")],
+            outputs=[
+                Changes.Output(display_name="changes", tooltip="Connect to Stream AR Video or Streaming AR Sampler.")
+            ],
         )
 
     @classmethod
@@ -41,5 +51,5 @@ class ChangePrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         changes = dict(earlier or {})
         if chunk - 1 in changes:
-            raise SettingError(f"Two prompts are to take over at chunk {chunk}; give one of them another chunk.")
+            raise SettingError(f"Two prompts are set for chunk {chunk}. Give one of them another chunk.")
         return io.NodeOutput({**changes, chunk - 1: positive})

@@ -36,18 +36,20 @@ class EncodePrompts(io.ComfyNode):
             display_name="Encode Prompt List",
             category=CATEGORY,
             description=(
-                "Encodes prompts for Calibrate and writes them to output/qarvd/prompts, where `python -m qarvd` reads "
-                "them, too."
+                "Encodes prompts for Calibrate. It also writes them to output/qarvd/prompts, as a file for --prompts "
+                "of python -m qarvd."
             ),
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder of the model: UMT5 for Wan, or the Demo Model's."),
+                io.Clip.Input(
+                    "clip", tooltip="The text encoder of the model: UMT5 for Wan, or the CLIP output of Demo Model."
+                ),
                 io.Combo.Input(
                     "source",
                     options=[SHIPPED, WRITTEN],
                     default=SHIPPED,
                     tooltip=(
-                        "The shipped prompts have many subjects, motions, cameras and lengths (for the demo model: 64 "
-                        "sentences of its own). Prompts like those you will generate serve at least as well."
+                        "The shipped prompts have many subjects, motions, cameras and lengths. For the demo model they "
+                        "are 64 sentences of its own. Prompts like the ones you will use serve at least as well."
                     ),
                 ),
                 io.String.Input(
@@ -55,8 +57,8 @@ class EncodePrompts(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "One prompt a line, or the name of a .txt file of them in ComfyUI's input folder. Read only "
-                        f"where the source is {WRITTEN!r}. At least {LEAST}; 24 or more do much better."
+                        "One prompt a line, or the name of a .txt file in ComfyUI's input folder. It is read only if "
+                        f"source is {WRITTEN!r}. Give at least {LEAST} prompts; 24 or more are much better."
                     ),
                 ),
                 io.Int.Input(
@@ -64,12 +66,15 @@ class EncodePrompts(io.ComfyNode):
                     default=64,
                     min=LEAST,
                     max=1024,
-                    tooltip="Take the first so many. Any first few of the shipped prompts are as varied as the rest.",
+                    tooltip=(
+                        "The most prompts to use, from the first on. The first shipped prompts are as varied as the "
+                        "rest."
+                    ),
                 ),
             ],
             outputs=[
-                Prompts.Output(display_name="prompts", tooltip="For Calibrate."),
-                io.String.Output(display_name="file", tooltip="The .safetensors file they were written to."),
+                Prompts.Output(display_name="prompts", tooltip="Connect to Calibrate."),
+                io.String.Output(display_name="file", tooltip="The .safetensors file with the encoded prompts."),
             ],
         )
 
@@ -104,17 +109,17 @@ def listed(clip: Any, source: str, text: str) -> list[str]:
     if path is not None:
         if not path.is_file():
             raise PromptError(
-                f"There is no text file {path}; put it there and give its name, or write the prompts into the node."
+                f"There is no text file {path}. Put it there and give its name, or write the prompts into the node."
             )
         try:
             content = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise PromptError(f"{path} is not a text file in UTF-8.") from error
+            raise PromptError(f"{path} is not a text file in UTF-8. Save it as one.") from error
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     if len(lines) < LEAST:
         raise PromptError(
-            f"{len(lines)} prompts were given; calibration needs at least {LEAST}, one a line, and 24 or more of "
-            "different kinds do much better."
+            f"There are {len(lines)} prompts, but calibration needs at least {LEAST}, one a line. 24 or more of "
+            "different kinds are much better."
         )
     return lines
 
@@ -131,7 +136,7 @@ def text_file(text: str) -> Path | None:
     folder = os.path.abspath(folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(folder, name)))
     if not path.is_relative_to(folder):
-        raise PromptError(f"Prompts are read from ComfyUI's input folder only; put {path.name} into {folder}.")
+        raise PromptError(f"Prompts are read only from ComfyUI's input folder. Put {path.name} into {folder}.")
     return path
 
 
@@ -144,8 +149,8 @@ def encode(clip: Any, line: str, number: int) -> Tensor:
     tensor = conditioning[0][0]
     if tensor.ndim != 3 or len(tensor) != 1:
         raise PromptError(
-            f"This text encoder gives a tensor {tuple(tensor.shape)} for a prompt; a video model's gives "
-            "[1, tokens, text_dim]. Load the encoder of the model (type wan)."
+            f"This text encoder gives a tensor of shape {tuple(tensor.shape)} for a prompt, but a video model needs "
+            "[1, tokens, text_dim]. Load the model's own text encoder (Load CLIP, type wan)."
         )
     used = tensor[0].detach().abs().amax(-1).nonzero()
     return tensor[0, : int(used.max()) + 1 if len(used) else 1].detach().cpu()

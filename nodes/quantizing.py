@@ -35,7 +35,7 @@ OURS = "qarvd (dual scale, this pack loads it)"
 STOCK = "int8_tensorwise (ComfyUI loads it without this pack)"
 
 NO_STATISTICS = (
-    "No statistics came, so weights were rounded to nearest, which is much worse: connect those of Calibrate."
+    "Weights were rounded to nearest, which is much worse, because there are no statistics. Connect Calibrate."
 )
 
 DEVICES = ("CON", "PRN", "AUX", "NUL", "COM", "LPT")
@@ -52,23 +52,29 @@ class Quantize(io.ComfyNode):
             display_name="Dual-Scale Quantize",
             category=CATEGORY,
             description=(
-                "Quantizes a model's linears with a scale of their own for outlier channels. The MODEL that comes in "
-                "stays as it is. The result is kept in output/qarvd/quantized and found again after a restart."
+                "Quantizes the linear layers of a model to integers, with a second scale for outlier channels. The "
+                "input MODEL does not change. The result is kept in output/qarvd/quantized and found again after a "
+                "restart."
             ),
             is_output_node=True,  # so that a new page is told of a result that ComfyUI has cached
             inputs=[
-                io.Model.Input("model", tooltip="In full precision; a LoRA on it is merged."),
-                Recipe.Input("recipe", tooltip="Of Recipe, or of Bit Budget."),
+                io.Model.Input("model", tooltip="A model in full precision. A LoRA on it is merged."),
+                Recipe.Input("recipe", tooltip="The output of Recipe or Bit Budget."),
                 Statistics.Input(
                     "statistics",
                     optional=True,
-                    tooltip="Of Calibrate, of this very model. Without it, weights are rounded to nearest: much worse.",
+                    tooltip=(
+                        "The output of Calibrate for this same model. Without it, weights are rounded to nearest, "
+                        "which is much worse."
+                    ),
                 ),
                 io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The quantized model."),
-                io.String.Output(display_name="report", tooltip="What each kind of layer got, as a table of text."),
+                io.String.Output(
+                    display_name="report", tooltip="Bits, outliers and errors of each kind of layer, as a text table."
+                ),
             ],
         )
 
@@ -108,7 +114,7 @@ class Quantize(io.ComfyNode):
 def data_free(recipe: Choices) -> tuple[Choices, str | None]:
     """The recipe that needs no statistics, and what to say of it. Raises SettingError where none makes sense."""
     if recipe.target is not None:
-        raise SettingError("A bit budget chooses by measured effects: connect the statistics of Calibrate.")
+        raise SettingError("A bit budget chooses by measured effects, so it needs statistics. Connect Calibrate.")
     simple = recipe.without_data()
     return simple, None if simple == recipe else NO_STATISTICS
 
@@ -159,32 +165,35 @@ class SaveModel(io.ComfyNode):
             display_name="Save Quantized Model",
             category=CATEGORY,
             description=(
-                "Writes output/diffusion_models/NAME.safetensors, which the loaders list after pressing R. The file "
-                "tells its family, recipe and frame weights. From ComfyUI 0.27 on, Load Diffusion Model opens it too."
+                "Writes output/diffusion_models/NAME.safetensors. Press R to see it in the loaders. The file records "
+                "its family, recipe and frame weights. From ComfyUI 0.27 on, Load Diffusion Model opens it too."
             ),
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="Of Dual-Scale Quantize."),
+                io.Model.Input("model", tooltip="The output of Dual-Scale Quantize."),
                 io.String.Input(
                     "name",
                     default="quantized",
-                    tooltip="Of the file; where the name is taken, a number is added.",
+                    tooltip="The name of the file, without a folder. If the name is taken, a number is added.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=[OURS, STOCK],
                     default=OURS,
-                    tooltip="int8_tensorwise needs a model of the stock int8 recipe.",
+                    tooltip=(
+                        "qarvd keeps both scales, and needs this pack to load. int8_tensorwise loads without it, and "
+                        "needs a model of the stock int8 recipe."
+                    ),
                 ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="Where it was written.")],
+            outputs=[io.String.Output(display_name="file", tooltip="The file that was written.")],
         )
 
     @classmethod
     def execute(cls, model: Any, name: str, format: str) -> io.NodeOutput:
         found = host.library_model(model)
         if found.recipe is None:
-            raise SettingError("This MODEL is in full precision; quantize it first (Dual-Scale Quantize).")
+            raise SettingError("This MODEL is in full precision. Quantize it with Dual-Scale Quantize first.")
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)
         taken, path = free_name(folder, name)
@@ -214,10 +223,10 @@ def free_name(folder: Path, name: str) -> tuple[list[Path], Path]:
     stem = re.sub(r"\.safetensors$", "", name.strip(), flags=re.IGNORECASE)
     device = stem.split(".")[0].upper().rstrip("0123456789 ") in DEVICES
     if not stem.isprintable() or set(stem) & set('/\\:*?"<>|') or stem[:1] in ("", ".") or device:
-        raise SettingError(f"{name!r} is no file name; write a plain one, such as self-forcing-w4a8.")
+        raise SettingError(f"{name!r} is not a file name. Write a plain one, such as self-forcing-w4a8.")
     taken: list[Path] = []
     for path in [folder / f"{stem}.safetensors", *(folder / f"{stem}_{i:03}.safetensors" for i in range(2, 1000))]:
         if not path.exists():
             return taken, path
         taken.append(path)
-    raise SettingError(f"There are a thousand files called {stem} in {folder}; choose another name.")
+    raise SettingError(f"{folder} already has a thousand files called {stem}. Choose another name.")

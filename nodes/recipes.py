@@ -28,15 +28,18 @@ class MakeRecipe(io.ComfyNode):
             node_id="QarvdRecipe",
             display_name="Recipe",
             category=CATEGORY,
-            description="How to quantize. The defaults are what measures best; activations are always 8-bit.",
+            description=(
+                "The choices of a quantization. The defaults have the least measured error. Activations always have 8 "
+                "bits."
+            ),
             inputs=[
                 io.Combo.Input(
                     "format",
                     options=list(BITS),
                     default=W4A8,
                     tooltip=(
-                        "4-bit weights are half the size of 8-bit ones and cost some quality. The stock format is "
-                        "8-bit without outlier scales; Save Quantized Model exports it for ComfyUI's own loader."
+                        "4-bit weights have half the size of 8-bit weights and lose some quality. The stock format has "
+                        "8 bits and no second scale; Save Quantized Model exports it for ComfyUI's own loader."
                     ),
                 ),
                 io.Combo.Input(
@@ -44,40 +47,47 @@ class MakeRecipe(io.ComfyNode):
                     options=sorted(OUTLIERS, key=lambda name: name != "search"),
                     default="search",
                     tooltip=(
-                        "search: each layer gets the number of outlier channels of least measured error. published: "
-                        "the detector of Q-ARVD, by column norms. none: one scale."
+                        "How outlier channels are chosen. search: the number with the least measured error, for each "
+                        "layer. published: the detector of Q-ARVD, by column norms. none: one scale for all channels."
                     ),
                 ),
                 io.Combo.Input(
                     "rounding",
                     options=sorted(ROUNDING, key=lambda name: name != "gptq"),
                     default="gptq",
-                    tooltip="gptq: best per second. adaround: as published. nearest: no data, much worse.",
+                    tooltip=(
+                        "How weights are rounded. gptq: the least error for the time. adaround: as published, and "
+                        "slow. nearest: without data, and much worse."
+                    ),
                 ),
                 io.Boolean.Input(
                     "frame_weights",
                     default=True,
-                    tooltip="Weigh every chunk's errors by its measured effect on the final video.",
+                    tooltip="Weight the errors of each chunk by its measured effect on the final video.",
                 ),
                 io.Boolean.Input(
                     "compensate",
                     default=True,
-                    tooltip="Fit block by block, each making up for the errors of those before it.",
+                    tooltip="Fit block by block, so that each block compensates the errors of the blocks before it.",
                 ),
                 io.Int.Input(
                     "stream_chunks",
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Chunks of the streams this model is for; 0: as long as the calibration's clips.",
+                    tooltip="The length in chunks of the streams you will make. 0: as long as the clips of Calibrate.",
                 ),
                 io.String.Input(
                     "keep",
                     default="",
-                    tooltip="Linears to leave in 16 bits, by name, with commas, such as blocks.0.self_attn.q.",
+                    tooltip="Names of layers to leave in 16 bits, separated by commas, such as blocks.0.self_attn.q.",
                 ),
             ],
-            outputs=[Recipe.Output(display_name="recipe", tooltip="For Dual-Scale Quantize.")],
+            outputs=[
+                Recipe.Output(
+                    display_name="recipe", tooltip="Connect to Dual-Scale Quantize, Bit Budget and Calibrate."
+                )
+            ],
         )
 
     @classmethod
@@ -114,26 +124,34 @@ class BitBudget(io.ComfyNode):
             node_id="QarvdBitBudget",
             display_name="Bit Budget",
             category=CATEGORY,
-            description=("Gives a recipe a size to meet: each layer then gets 4, 8 or 16 bits by its measured effect."),
+            description=(
+                "Sets a target size. Each layer then gets 4, 8 or 16 bits, by the measured effect of its errors."
+            ),
             inputs=[
-                Recipe.Input("recipe", tooltip="The recipe to change; its bits are then chosen for each layer."),
+                Recipe.Input("recipe", tooltip="The recipe to change. Its own bits no longer count."),
                 io.Float.Input(
                     "size",
                     default=900.0,
                     min=0.1,
                     max=1_000_000.0,
                     step=0.1,
-                    tooltip="Of the file in MB, or bits per quantized weight.",
+                    tooltip="The target: the size of the file in MB, or the mean number of bits of a quantized weight.",
                 ),
-                io.Combo.Input("unit", options=["MB", "bits"], default="MB", tooltip="What the size is counted in."),
+                io.Combo.Input("unit", options=["MB", "bits"], default="MB", tooltip="The unit of size."),
             ],
-            outputs=[Recipe.Output(display_name="recipe", tooltip="For Dual-Scale Quantize, with statistics.")],
+            outputs=[
+                Recipe.Output(
+                    display_name="recipe", tooltip="Connect to Dual-Scale Quantize. It needs statistics for it."
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, recipe: Choices, size: float, unit: str) -> io.NodeOutput:
         if recipe.symmetric and recipe.outliers == "none":
-            raise SettingError("The stock int8 format has 8 bits everywhere; a bit budget needs W4A8 or W8A8.")
+            raise SettingError(
+                "The stock int8 format has 8 bits everywhere. A bit budget needs the format W4A8 or W8A8."
+            )
         number = f"{size:.4f}".rstrip("0").rstrip(".")
         target = f"{number}MB" if unit == "MB" else f"{number} bits"
         parse_target(target)

@@ -28,33 +28,43 @@ def stream_inputs() -> list[Any]:
     """Widgets that both streaming nodes have."""
     return [
         io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
-        io.Int.Input("chunk_frames", default=0, min=0, max=64, tooltip="Latent frames of a chunk; 0: the family's."),
+        io.Int.Input(
+            "chunk_frames", default=0, min=0, max=64, tooltip="Latent frames in a chunk. 0: as the family has it."
+        ),
         io.Int.Input(
             "window",
             default=0,
             min=0,
             max=10_000,
-            tooltip="Latent frames in the cache, sink and current chunk included; 0: the family's. Bounds the memory.",
+            tooltip=(
+                "Latent frames in the cache, including the sink and the current chunk. It limits the memory. 0: as the "
+                "family has it."
+            ),
         ),
         io.Int.Input(
             "sink",
             default=-1,
             min=-1,
             max=1000,
-            tooltip="First latent frames that are never evicted; -1: the family's.",
+            tooltip="The number of first latent frames that always stay in the cache. -1: as the family has it.",
         ),
         io.Combo.Input(
             "cache",
             options=list(CACHES),
             default="16-bit",
-            tooltip="How older keys and values are kept. int8 takes about half of the memory, int4 a third.",
+            tooltip=(
+                "How the cache keeps older frames. int8 halves their memory and int4 quarters it. The sink and the "
+                "newest chunk always have 16 bits."
+            ),
         ),
     ]
 
 
 def changes_input() -> Any:
     """The socket for changes of prompt that both streaming nodes have."""
-    return Changes.Input("changes", optional=True, tooltip="Of Change Prompt: prompts that take over later.")
+    return Changes.Input(
+        "changes", optional=True, tooltip="The output of Change Prompt: other prompts for later chunks."
+    )
 
 
 class StreamingSampler(io.ComfyNode):
@@ -67,24 +77,29 @@ class StreamingSampler(io.ComfyNode):
             display_name="Streaming AR Sampler",
             category=CATEGORY,
             description=(
-                "For SamplerCustomAdvanced with BasicGuider (these models run without guidance) and the sigmas of AR "
-                "Schedule. Each chunk is shown as soon as it is done."
+                "A SAMPLER that generates a video chunk by chunk and shows each chunk as soon as it is done. Use it in "
+                "SamplerCustomAdvanced, with BasicGuider (these models run without guidance) and AR Schedule."
             ),
             inputs=[
                 *stream_inputs(),
                 ScheduleSocket.Input(
                     "schedule",
                     optional=True,
-                    tooltip="Of AR Schedule, for what sigmas cannot say: the first chunk's steps.",
+                    tooltip=(
+                        "The output of AR Schedule. It adds what sigmas cannot hold: other steps for the first chunk."
+                    ),
                 ),
                 io.Latent.Input(
                     "initial",
                     optional=True,
-                    tooltip="Latents to go on from (an encoded image); they take the place of the first frames.",
+                    tooltip=(
+                        "Latents to continue from, such as an encoded image. They replace the first frames of the "
+                        "video."
+                    ),
                 ),
                 changes_input(),
             ],
-            outputs=[io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced.")],
+            outputs=[io.Sampler.Output(display_name="SAMPLER", tooltip="Connect to SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -139,7 +154,7 @@ def sample(
     size = (height, width)
     if on.demo and size != (LATENT_SIDE, LATENT_SIDE):
         raise SettingError(
-            f"The demo model draws latents of {LATENT_SIDE} x {LATENT_SIDE}, but {width} x {height} came; set width "
+            f"The latents are {width} x {height}, but the demo model draws {LATENT_SIDE} x {LATENT_SIDE}. Set width "
             f"and height of the empty video latent to {8 * LATENT_SIDE}."
         )
     frame_tokens(on.config, *size)
@@ -147,7 +162,9 @@ def sample(
     begun = None if initial is None else on.to_model(fitting(initial, x))
     before = 0 if begun is None else begun.shape[2]
     if before >= total:
-        raise SettingError(f"The initial latents have {before} frames and the video {total}; make the video longer.")
+        raise SettingError(
+            f"The initial latents have {before} frames, and the video has only {total}. Make the video longer."
+        )
     noise = starting(model, x).to(on.dtype)
     parts = [noise[:, :, span.start : span.stop] for span in spans(total - before, on.preset.chunk_frames, before)]
     cache = on.preset.cache(total, codec)
@@ -182,8 +199,8 @@ def check_latents(x: Tensor, base: Any) -> None:
     channels = base.diffusion_model.in_dim
     if x.ndim != 5 or x.shape[1] != channels:
         raise ShapeError(
-            f"The latents have shape {tuple(x.shape)}; a video's are [batch, {channels}, frames, height, width]. Make "
-            "them with an empty video latent node of Wan."
+            f"The latents have shape {tuple(x.shape)}, but a video needs [batch, {channels}, frames, height, width]. "
+            "Make them with an empty video latent node for Wan."
         )
 
 
@@ -191,9 +208,9 @@ def fitting(initial: Tensor, x: Tensor) -> Tensor:
     """Initial latents for every video of the batch. Raises ShapeError for those of another size or VAE."""
     if initial.ndim != 5 or initial.shape[1] != x.shape[1] or initial.shape[3:] != x.shape[3:]:
         raise ShapeError(
-            f"The initial latents have shape {tuple(initial.shape)}, which do not fit videos of {tuple(x.shape)} "
-            "(batch, channels, frames, height, width): encode it with the VAE of this model, at the size of the video."
+            f"The initial latents have shape {tuple(initial.shape)}, but the video has {tuple(x.shape)} (batch, "
+            "channels, frames, height, width). Encode them with the VAE of this model, at the size of the video."
         )
     if len(initial) not in (1, len(x)):
-        raise ShapeError(f"{len(initial)} initial latents came for {len(x)} videos; give one, or one for each.")
+        raise ShapeError(f"There are {len(initial)} initial latents for {len(x)} videos. Give one, or one for each.")
     return initial.expand(len(x), -1, -1, -1, -1)

@@ -27,31 +27,45 @@ class ARSchedule(io.ComfyNode):
             display_name="AR Schedule",
             category=CATEGORY,
             description=(
-                "The few timesteps at which a distilled model denoises each chunk. What is left as the family has it "
-                "follows the published configuration."
+                "The few timesteps at which a distilled model denoises each chunk. What you leave alone is as "
+                "published for the family."
             ),
             inputs=[
                 io.Combo.Input(
-                    "family", options=list(PRESETS), default="self-forcing", tooltip="Whose schedule it is."
+                    "family",
+                    options=list(PRESETS),
+                    default="self-forcing",
+                    tooltip="The family whose schedule to start from.",
                 ),
                 io.String.Input(
                     "steps",
                     default="",
-                    tooltip="Nominal timesteps, falling, such as 1000, 750, 500, 250; empty: the family's.",
+                    tooltip=(
+                        "Nominal timesteps from high to low, such as 1000, 750, 500, 250. Empty: as the family has "
+                        "them."
+                    ),
                 ),
                 io.String.Input(
                     "first_steps",
                     default="",
-                    tooltip="Of the first chunk, where it takes others (more, as a rule); empty: the family's.",
+                    tooltip=(
+                        "Timesteps of the first chunk, if they differ (usually there are more). Empty: as the family "
+                        "has them."
+                    ),
                 ),
                 io.Float.Input(
-                    "shift", default=0.0, min=0.0, max=100.0, step=0.1, tooltip="Timestep shift; 0: the family's."
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="The timestep shift. 0: as the family has it.",
                 ),
                 io.Combo.Input(
                     "warp",
                     options=[AS_FAMILY, "yes", "no"],
                     default=AS_FAMILY,
-                    tooltip="Whether steps are mapped through the shifted table, or taken as they are.",
+                    tooltip="yes maps the steps through the shifted table; no uses them as they are.",
                 ),
                 io.Float.Input(
                     "context_noise",
@@ -59,13 +73,17 @@ class ARSchedule(io.ComfyNode):
                     min=-1.0,
                     max=1000.0,
                     step=1.0,
-                    tooltip="Timestep of the pass that writes a chunk into the cache; -1: the family's.",
+                    tooltip=(
+                        "The timestep of the pass that writes a finished chunk into the cache. -1: as the family has "
+                        "it."
+                    ),
                 ),
             ],
             outputs=[
-                io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustomAdvanced; they end in 0."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="Connect to SamplerCustomAdvanced. The last one is 0."),
                 ScheduleSocket.Output(
-                    display_name="schedule", tooltip="For Streaming AR Sampler or Stream AR Video: the whole of it."
+                    display_name="schedule",
+                    tooltip="The complete schedule, for Streaming AR Sampler or Stream AR Video.",
                 ),
             ],
         )
@@ -89,7 +107,7 @@ def numbers(text: str) -> tuple[int, ...]:
     """'1000, 750' -> (1000, 750). Raises SettingError for anything but whole numbers."""
     parts = text.replace(",", " ").split()
     if not all(part.isdecimal() for part in parts):
-        raise SettingError(f"The steps {text!r} are not whole numbers with commas, such as 1000, 750, 500, 250.")
+        raise SettingError(f"The steps are {text!r}. Write whole numbers with commas, such as 1000, 750, 500, 250.")
     return tuple(map(int, parts))
 
 
@@ -105,15 +123,15 @@ def agreed(sigmas: Tensor, schedule: Schedule | None, default: Schedule) -> Sche
     """
     values = sigmas.detach().float().cpu()
     if len(values) < 2 or values[-1] != 0:
-        raise SettingError(f"The sigmas {_written(values)} do not end in 0; take them from AR Schedule.")
+        raise SettingError(f"The sigmas {_written(values)} do not end in 0. Take them from AR Schedule.")
     if schedule is None:
         same = _same(values, sigmas_of(default))
         times = tuple(float(v) * STEPS for v in values[:-1])
         return default if same else Schedule(times, default.shift, None, default.context_noise)
     if not _same(values, sigmas_of(schedule)):
         raise SettingError(
-            f"The sigmas {_written(values)} and those of the schedule, {_written(sigmas_of(schedule))}, disagree; take "
-            "both from one AR Schedule, or unplug one."
+            f"The sigmas {_written(values)} differ from those of the schedule, {_written(sigmas_of(schedule))}. Take "
+            "both from the same AR Schedule, or disconnect schedule."
         )
     return schedule
 

@@ -113,8 +113,8 @@ def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: in
     if free < wanted:
         raise DeviceError(
             f"The cache of keys and values takes {bytes_needed / 1e9:.2f} GB and a step {working / 1e9:.2f} GB, but "
-            f"{free / 1e9:.2f} GB are free on {device}: choose a smaller window, an int8 or int4 cache, or a smaller "
-            "video."
+            f"only {free / 1e9:.2f} GB are free on {device}. Choose a smaller window, an int8 or int4 cache, or a "
+            "smaller size."
         )
 
 
@@ -176,12 +176,12 @@ def text_of(conditioning: Sequence[Any], batch: int) -> Tensor:
     """The embeddings [batch, tokens, text_dim] of a CONDITIONING. Raises SettingError for several at once."""
     if len(conditioning) != 1:
         raise SettingError(
-            f"{len(conditioning)} conditionings came together; a stream takes one prompt. Connect one CLIP Text Encode."
+            f"The prompt has {len(conditioning)} conditionings, but a stream takes one. Connect one CLIP Text Encode."
         )
     entry = conditioning[0]
     tensor = entry["cross_attn"] if isinstance(entry, dict) else entry[0]
     if tensor is None or tensor.ndim != 3:
-        raise ShapeError("The conditioning holds no text embeddings; connect CLIP Text Encode with a Wan text encoder.")
+        raise ShapeError("The prompt has no text embeddings. Connect CLIP Text Encode with a Wan text encoder.")
     if len(tensor) not in (1, batch):
-        raise ShapeError(f"{len(tensor)} prompts came for {batch} videos; give one, or one for each.")
+        raise ShapeError(f"There are {len(tensor)} prompts for {batch} videos. Give one, or one for each.")
     return tensor.expand(batch, -1, -1)

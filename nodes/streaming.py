@@ -32,39 +32,71 @@ class StreamVideo(io.ComfyNode):
             display_name="Stream AR Video",
             category=CATEGORY,
             description=(
-                "Generates a video chunk by chunk with a rolling window, so that memory does not grow with its length, "
-                "and shows every chunk as soon as it is done. Cancel stops it within one step."
+                "Generates a video chunk by chunk and shows each chunk as soon as it is done. With a window, memory "
+                "does not grow with the length. Cancel stops it within one step."
             ),
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="Full precision or quantized, with or without a LoRA."),
-                io.Conditioning.Input("positive", tooltip="The prompt, of CLIP Text Encode or the Demo Model."),
+                io.Model.Input("model", tooltip="A model in full precision or quantized, with or without a LoRA."),
+                io.Conditioning.Input("positive", tooltip="The prompt, from CLIP Text Encode or Demo Model."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=True,
-                    tooltip="Of the noise; the same video as `python -m qarvd stream --seed`.",
+                    tooltip=(
+                        "The seed of the noise. The same seed gives the same video as --seed of python -m qarvd stream."
+                    ),
                 ),
                 io.Int.Input(
-                    "width", default=832, min=16, max=8192, step=16, tooltip="In pixels; the demo has 32 x 32."
+                    "width",
+                    default=832,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="The width in pixels. The demo model has 32.",
                 ),
-                io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="In pixels."),
-                io.Int.Input("chunks", default=7, min=1, max=100_000, tooltip="How many to generate."),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos at once, each of its own noise."),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="The height in pixels. The demo model has 32.",
+                ),
+                io.Int.Input("chunks", default=7, min=1, max=100_000, tooltip="The number of chunks to generate."),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="The number of videos to make at once, each from its own noise.",
+                ),
                 *stream_inputs(),
-                ScheduleSocket.Input("schedule", optional=True, tooltip="Of AR Schedule, in place of the family's."),
-                io.Latent.Input("initial", optional=True, tooltip="Latents to go on from, such as the end of a video."),
-                io.Vae.Input("vae", optional=True, tooltip="For a start image only: the VAE of this model."),
-                io.Image.Input("start_image", optional=True, tooltip="The first frame. Needs the VAE."),
+                ScheduleSocket.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="The output of AR Schedule. Without it, the schedule of the family is used.",
+                ),
+                io.Latent.Input(
+                    "initial", optional=True, tooltip="Latents to continue from, such as the end of a video."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE of this model. Only a start image needs it."),
+                io.Image.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="An image to begin with, as the first frame. It needs the VAE.",
+                ),
                 changes_input(),
             ],
             outputs=[
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="For VAE Decode; a start image or initial latents first."
+                    display_name="LATENT", tooltip="Connect to VAE Decode. A start image or initial latents come first."
                 ),
-                io.String.Output(display_name="info", tooltip="Time to the first chunk, and pixel frames a second."),
+                io.String.Output(
+                    display_name="info", tooltip="Seconds to the first chunk, and pixel frames per second."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -110,8 +142,8 @@ class StreamVideo(io.ComfyNode):
             )
         figures = live.figures()
         info = (
-            f"{live.done} chunk{'s'[: live.done > 1]}, {figures['pixel_frames']} pixel frames; the first chunk after "
-            f"{figures['first_frame_seconds']:.2f} s, {figures['pixel_frames_per_second']:.2f} pixel frames a second"
+            f"{live.done} chunk{'s'[: live.done > 1]}, {figures['pixel_frames']} pixel frames; first chunk after "
+            f"{figures['first_frame_seconds']:.2f} s; {figures['pixel_frames_per_second']:.2f} pixel frames per second"
         )
         return io.NodeOutput({"samples": samples}, info, ui=live.result())
 
@@ -126,17 +158,17 @@ def start(
     if image is None:
         return None if initial is None else initial["samples"]
     if initial is not None:
-        raise SettingError("initial latents and a start_image were both given; unplug one.")
+        raise SettingError("initial and start_image are both connected. Disconnect one.")
     if vae is None:
-        raise SettingError("The start_image needs the VAE of the model; connect vae.")
+        raise SettingError("A start_image needs the VAE of the model. Connect vae.")
     scaled = comfy.utils.common_upscale(image[:1].movedim(-1, 1), pixels[1], pixels[0], "bilinear", "center").movedim(
         1, -1
     )
     latents = vae.encode(scaled[..., :3])
     if latents.ndim != 5:
         raise SettingError(
-            f"The VAE gives latents of shape {tuple(latents.shape)}, which are an image's; connect the video VAE of "
-            "this model (Wan 2.1's)."
+            f"The VAE gives latents of shape {tuple(latents.shape)}, but a video needs five axes. Connect the video "
+            "VAE of this model (Wan 2.1)."
         )
     return latents
 

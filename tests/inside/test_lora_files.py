@@ -105,5 +105,5 @@ def test_a_file_that_is_missing_or_empty_is_refused_in_a_sentence(part: Part, mo
     errors = part("qarvd.errors")
     with pytest.raises(errors.SettingError, match="models/loras"):
         beside(part, model, "nothing.safetensors")
-    with pytest.raises(errors.CheckpointError, match="no tensors"):
+    with pytest.raises(errors.CheckpointError, match="no named tensors"):
         beside(part, model, save_lora({"step": 1, "epoch": 2}, "state.pt"))

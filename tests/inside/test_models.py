@@ -240,13 +240,13 @@ def test_a_quantized_model_is_not_quantized_again(part: Part, quantized: Callabl
 def test_models_that_cannot_be_streamed_are_refused_in_a_sentence(part: Part, patcher: Any) -> None:
     host = part("nodes.host")
     told = refused(part, lambda: host.family_of(patcher, "longlive"))
-    assert "of the family 'demo', but 'longlive' was chosen" in told
-    assert "bundled demo model's" in refused(part, lambda: host.family_of(stranger(part, patcher), "demo"))
-    assert "does not say which autoregressive family" in refused(part, lambda: host.family_of(stranger(part, patcher)))
+    assert "is 'demo', but 'longlive' was chosen" in told
+    assert "bundled demo model" in refused(part, lambda: host.family_of(stranger(part, patcher), "demo"))
+    assert "The family of this MODEL is not known" in refused(part, lambda: host.family_of(stranger(part, patcher)))
     other = stranger(part, patcher)
     other.model = torch.nn.Module()
     other.model.diffusion_model = torch.nn.Linear(2, 2)
-    assert "This MODEL is a Linear; a Wan text-to-video model was expected" in refused(
+    assert "This MODEL is a Linear, but a Wan text-to-video model is needed" in refused(
         part, lambda: host.config_of(other)
     )
 
@@ -267,7 +267,7 @@ def test_a_model_of_another_loader_is_told_its_family(part: Part, patcher: Any) 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(part: Part, patcher: Any) -> None:
     session = part("nodes.session")
     told = refused(part, lambda: session.make_room(2**60, torch.device("cpu"), patcher))
-    assert "choose a smaller window, an int8 or int4 cache, or a smaller video" in told
+    assert "Choose a smaller window, an int8 or int4 cache, or a smaller size" in told
 
 
 @pytest.mark.parametrize("codec", ["16-bit", "int8", "int4"])

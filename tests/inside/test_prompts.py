@@ -33,7 +33,7 @@ def test_a_text_file_of_the_input_folder_is_read(part: Part, text_file: Path) ->
 def test_no_other_file_is(part: Part, text_file: Path, name: str) -> None:
     (text_file.parents[1] / "secret.txt").write_text("\n".join(LINES))
     prompts = part("nodes.prompts")
-    with pytest.raises(part("qarvd.errors").PromptError, match=r"input folder only; put secret\.txt into"):
+    with pytest.raises(part("qarvd.errors").PromptError, match=r"input folder. Put secret\.txt into"):
         prompts.listed(None, prompts.WRITTEN, name)
 
 

@@ -17,7 +17,7 @@ BAD = ["", " ", ".hidden", "../out", "a/b", "a\\b", "C:x", "a\nb", "CON", "com1.
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_that_is_no_file_name_anywhere_is_refused(part: Part, tmp_path: Path, name: str) -> None:
-    with pytest.raises(part("qarvd.errors").SettingError, match="is no file name"):
+    with pytest.raises(part("qarvd.errors").SettingError, match="is not a file name"):
         part("nodes.quantizing").free_name(tmp_path, name)
 
 

@@ -50,7 +50,7 @@ def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
     part: Part, on_a_card: Callable[[int, int], Loaded]
 ) -> None:
     model = on_a_card(1000, 400)
-    with pytest.raises(part("qarvd.errors").DeviceError, match="choose a smaller window"):
+    with pytest.raises(part("qarvd.errors").DeviceError, match="Choose a smaller window"):
         part("nodes.session").make_room(2000, CARD, model)
 
 

@@ -75,7 +75,7 @@ def test_every_linear_of_the_file_is_held_as_it_is_stored(
 def test_its_family_is_known_without_being_chosen(load_unet: Any, part: Part) -> None:
     host = part("nodes.host")
     assert host.family_of(load_unet(4)) == host.family_of(load_unet(4).clone()) == "demo"
-    with pytest.raises(part("qarvd.errors").SettingError, match="of the family 'demo', but 'causvid' was chosen"):
+    with pytest.raises(part("qarvd.errors").SettingError, match="is 'demo', but 'causvid' was chosen"):
         host.family_of(load_unet(4), "causvid")
 
 

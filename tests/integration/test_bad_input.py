@@ -89,7 +89,7 @@ CASES: Mapping[str, Bad] = {
         ("8x9", "patches of 2x2", "16 pixels"),
     ),
     "latents of a size that the demo does not have": Bad(
-        sampled(width=832), "sample", ("8 x 8, but 104 x 8 came", "width and height", "to 64")
+        sampled(width=832), "sample", ("104 x 8, but the demo model draws 8 x 8", "width and height", "to 64")
     ),
     "a size that the demo does not have": Bad(streamed(width=36), "stream", ("36 x 32", "32 x 32 pixels")),
     "a cache that no memory can hold": Bad(
@@ -105,23 +105,25 @@ CASES: Mapping[str, Bad] = {
             "preview": ("PreviewImage", {"images": ["decode", 0]}),
         },
         "decode",
-        ("demo's decoder", "(1, 16, 3, 16, 16)", "VAE of their own model"),
+        ("decoder of the demo model", "(1, 16, 3, 16, 16)", "VAE of their own model"),
     ),
     "a start image without a VAE": Bad(
-        streamed(start_image=["image", 0]) | {"image": ("EmptyImage", {})}, "stream", ("start_image", "connect vae")
+        streamed(start_image=["image", 0]) | {"image": ("EmptyImage", {})}, "stream", ("start_image", "Connect vae")
     ),
     "a start image with the VAE of an image model": Bad(
         streamed(start_image=["image", 0], vae=["vae", 0])
         | {"image": ("EmptyImage", {}), "vae": ("VAELoader", {"vae_name": "pixel_space"})},
         "stream",
-        ("which are an image's", "video VAE"),
+        ("but a video needs five axes", "video VAE"),
     ),
     "initial latents of another VAE": Bad(
         streamed(initial=["empty", 0]) | {"empty": ("EmptyLatentImage", {})},
         "stream",
         ("initial latents have shape (1, 4, 64, 64)", "with the VAE of this model"),
     ),
-    "sigmas of another schedule": Bad(sampled(schedule="one step"), "sample", ("disagree", "from one AR Schedule")),
+    "sigmas of another schedule": Bad(
+        sampled(schedule="one step"), "sample", ("differ from those of the schedule", "from the same AR Schedule")
+    ),
     "statistics of another model": Bad(
         calibrated()
         | {**loaded(models.OTHER), **quantized(model=["model", 0], statistics=["calibrate", 0])}
@@ -144,7 +146,9 @@ CASES: Mapping[str, Bad] = {
         "stream",
         ("(1, 8, 64)", "32]", "its text encoder"),
     ),
-    "a model in full precision to save": Bad(saved("demo"), "save", ("full precision", "quantize it first")),
+    "a model in full precision to save": Bad(
+        saved("demo"), "save", ("full precision", "Quantize it with Dual-Scale Quantize first")
+    ),
     "4 bits in a format of 8": Bad(
         quantized() | saved("quantize", format=STOCK), "save", ("4 bits", "int8_tensorwise", "stock int8 recipe")
     ),
