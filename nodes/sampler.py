@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..qarvd.demo.bundle import LATENT_SIDE
 from ..qarvd.errors import SettingError, ShapeError
+from ..qarvd.stream.noise import from_seeds
 from ..qarvd.stream.presets import CACHES
-from ..qarvd.stream.rollout import check_guidance
+from ..qarvd.stream.rollout import check_guidance, roll_out_from
 from ..qarvd.stream.sampler import frame_tokens, spans
 from ..qarvd.stream.schedule import Schedule
 from . import host, session
@@ -171,15 +172,18 @@ def sample(
     needed, working = session.cache_bytes(on, cache, batch, size, codec), session.working_bytes(on, batch, size)
     session.make_room(needed, on.device, patcher, working)
     # ComfyUI drew `x` from the seed itself; the same numbers again between steps would not be fresh noise.
-    fresh = session.seeded(on, ((extra_args or {}).get("seed") or 0) + 1, batch)
-    text = session.text_of(guider.conds["positive"], batch)
+    seeds = session.seeds(((extra_args or {}).get("seed") or 0) + 1, batch)
+    fresh = from_seeds(seeds, on.device, on.dtype)
+    text = session.text_of(guider.conds["positive"], batch).to(on.device, on.dtype)
     live = LivePreview(node, on.demo, len(parts), before)
     prompts = session.prompts_of(changes, batch, len(parts))
     bar = Progress(session.calls(chosen, total - before, before, cache, prompts))
     out = x.clone()
     if begun is not None:
         out[:, :, :before] = begun
-    for chunk in session.chunks_of(on, text, parts, fresh, chosen, cache, begun, bar, prompts):
+    for chunk in roll_out_from(
+        on.tree, on.config, text, parts, fresh, chosen, cache, begun, lambda step: bar.advance(), prompts
+    ):
         out[:, :, chunk.start : chunk.start + chunk.latents.shape[2]] = chunk.latents
         bar.picture(live.show(chunk))
     return out

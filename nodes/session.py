@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,11 @@ from torch import Tensor
 
 from ..qarvd.errors import DeviceError, SettingError, ShapeError
 from ..qarvd.stream.cache import KVCache
-from ..qarvd.stream.noise import NoiseSource, from_seeds
 from ..qarvd.stream.presets import PRESETS, Preset
-from ..qarvd.stream.sampler import Chunk, Denoiser, Step, check_prompts, frame_tokens, spans, stream
+from ..qarvd.stream.sampler import check_prompts, frame_tokens, spans
 from ..qarvd.stream.schedule import Schedule
 from ..qarvd.wan.config import WanConfig
-from ..qarvd.wan.forward import encode_text, pad_text
 from . import host
-from .progress import Progress
 
 RESERVE = 1.1
 """A cache must leave a tenth of itself free."""
@@ -37,6 +34,11 @@ class Session:
     device: torch.device
     demo: bool
     """Whether it is the bundled model, whose latents are pixels."""
+
+    @property
+    def tree(self) -> Any:
+        """Its module tree."""
+        return self.base.diffusion_model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,35 +120,6 @@ def make_room(bytes_needed: int, device: torch.device, patcher: Any, working: in
         )
 
 
-def chunks_of(
-    session: Session,
-    embeddings: Tensor,
-    noise: Sequence[Tensor] | Iterator[Tensor],
-    fresh: NoiseSource,
-    schedule: Schedule,
-    cache: KVCache,
-    initial: Tensor | None,
-    progress: Progress,
-    prompts: Mapping[int, Tensor],
-) -> Iterator[Chunk]:
-    """Stream chunks in the model's space; `initial` latents, in that space too, come before and are not yielded.
-
-    `prompts` are those of `prompts_of`.
-    """
-
-    def step(step: Step) -> None:
-        progress.advance()
-
-    tree = session.base.diffusion_model
-    first, *others = (
-        pad_text(session.config, x.to(session.device, session.dtype)) for x in (embeddings, *prompts.values())
-    )
-    given = () if initial is None else initial.split(session.preset.chunk_frames, dim=2)
-    later = {len(given) + index: text for index, text in zip(prompts, others, strict=True)}
-    denoiser = Denoiser(tree, session.config, encode_text(tree, session.config, first), cache)
-    return stream(denoiser, noise, schedule, fresh, given, step, later)
-
-
 def calls(schedule: Schedule, frames: int, before: int, cache: KVCache, prompts: Mapping[int, Tensor]) -> int:
     """Model calls of a stream of `frames` latent frames after `before` ones.
 
@@ -161,9 +134,9 @@ def calls(schedule: Schedule, frames: int, before: int, cache: KVCache, prompts:
     return total
 
 
-def seeded(session: Session, seed: int, batch: int) -> NoiseSource:
-    """Noise for each sample of a batch, the same on every device."""
-    return from_seeds([(seed + index) % 2**64 for index in range(batch)], session.device, session.dtype)
+def seeds(seed: int, batch: int) -> list[int]:
+    """One for each video of a batch, none beyond 64 bits."""
+    return [(seed + index) % 2**64 for index in range(batch)]
 
 
 def prompts_of(changes: Mapping[int, Sequence[Any]] | None, batch: int, chunks: int) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..qarvd.errors import SettingError
-from ..qarvd.stream.sampler import spans
+from ..qarvd.stream.rollout import roll_out
 from ..qarvd.stream.schedule import Schedule
 from . import session
 from .live_preview import LivePreview
@@ -199,12 +199,24 @@ def run(
     management.load_models_gpu([patcher], memory_required=needed + working)
     session.make_room(needed, on.device, patcher, working)
     begun = None if given is None else on.to_model(given)
-    draw = session.seeded(on, seed, batch)
-    noise = (draw((*shape[:2], len(span), *size)) for span in spans(frames, chunk_frames, before))
     bar = Progress(session.calls(chosen, frames, before, cache, prompts))
     live = LivePreview(node, on.demo, chunks, before)
     parts = [] if begun is None else [on.to_socket(begun)]
-    for chunk in session.chunks_of(on, text, noise, draw, chosen, cache, begun, bar, prompts):
+    stream = roll_out(
+        on.tree,
+        on.config,
+        on.preset,
+        text.to(on.device, on.dtype),
+        size,
+        frames,
+        session.seeds(seed, batch),
+        cache,
+        begun,
+        lambda step: bar.advance(),
+        chosen,
+        prompts,
+    )
+    for chunk in stream:
         parts.append(on.to_socket(chunk.latents))
         live.show(chunk)
     return torch.cat(parts, dim=2), live

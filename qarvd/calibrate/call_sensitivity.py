@@ -62,8 +62,7 @@ def call_errors(
         steps = schedule.of_chunk(index)
         for step, timestep in enumerate(steps):
             if step:
-                sigma = schedule.sigma(timestep)
-                x = ((1 - sigma) * x.float() + sigma * source(x.shape).float()).to(x.dtype)
+                x = schedule.add_noise(x, source(x.shape), timestep)
             x = call(other if step == changed else main, schedule, x, index, step, timestep, start)
         write(other if changed == len(steps) else main, Chunk(index, start, x), schedule)
         on_chunk()

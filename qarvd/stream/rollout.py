@@ -1,8 +1,8 @@
-"""Start a stream from a model, its text and seeds: the few lines that every caller would write."""
+"""Start a stream from a model, its text, and seeds or noise: the few lines that every caller would write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,8 +63,28 @@ def roll_out(
         cache = preset.cache(None if frames is None else before + frames)
     draw: NoiseSource = from_seeds(seeds, embeddings.device, embeddings.dtype)
     noise = (draw((len(seeds), config.in_dim, len(span), *size)) for span in chunks)
-    text = encode_text(tree, config, embeddings)
-    given = () if initial is None else initial.to(embeddings).split(preset.chunk_frames, dim=2)
-    denoiser = Denoiser(tree, config, text, cache)
+    schedule = schedule or preset.schedule
+    return roll_out_from(tree, config, embeddings, noise, draw, schedule, cache, initial, on_step, prompts)
+
+
+@torch.no_grad()
+def roll_out_from(
+    tree: Any,
+    config: WanConfig,
+    embeddings: Tensor,
+    noise: Iterable[Tensor],
+    fresh_noise: NoiseSource,
+    schedule: Schedule,
+    cache: KVCache,
+    initial: Tensor | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    prompts: Mapping[int, Tensor] = NO_PROMPTS,
+) -> Iterator[Chunk]:
+    """As `roll_out`, from `noise` that is at hand: a tensor [batch, channels, frames, height, width] for each chunk.
+
+    `fresh_noise` is drawn between steps; `initial` latents are cut into chunks as `cache` has them.
+    """
+    given = () if initial is None else initial.to(embeddings).split(cache.chunk_frames, dim=2)
+    denoiser = Denoiser(tree, config, encode_text(tree, config, embeddings), cache)
     later = {len(given) + index: pad_text(config, text.to(embeddings)) for index, text in prompts.items()}
-    return stream(denoiser, noise, schedule or preset.schedule, draw, given, on_step, later)
+    return stream(denoiser, noise, schedule, fresh_noise, given, on_step, later)

@@ -153,8 +153,7 @@ def denoise(
     """Generate chunk `index`, which starts at latent frame `start`, from its noise `x`."""
     for step, timestep in enumerate(schedule.of_chunk(index)):
         if step:
-            sigma = schedule.sigma(timestep)
-            x = ((1 - sigma) * x.float() + sigma * fresh_noise(x.shape).float()).to(x.dtype)
+            x = schedule.add_noise(x, fresh_noise(x.shape), timestep)
         x = call(denoiser, schedule, x, index, step, timestep, start, on_step)
     return Chunk(index, start, x)
 

@@ -75,6 +75,11 @@ class Schedule:
         table = sigma_table(self.shift)
         return float(table[((table * STEPS).double() - timestep).abs().argmin()])
 
+    def add_noise(self, clean: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """`clean` latents as noisy as they are at `timestep`, computed in float32, in their own dtype."""
+        sigma = self.sigma(timestep)
+        return ((1 - sigma) * clean.float() + sigma * noise.float()).to(clean.dtype)
+
 
 def _check_falling(steps: Sequence[float]) -> None:
     falling = all(a > b for a, b in itertools.pairwise(steps))

@@ -57,17 +57,17 @@ def test_a_cache_that_does_not_fit_an_empty_card_is_refused(
 def test_noise_between_steps_is_not_that_of_the_start(
     part: Part, model_of: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler, session = part("nodes.sampler"), part("nodes.session")
+    sampler = part("nodes.sampler")
     patcher = model_of(16)
     shape = (1, 16, 3, 8, 8)
     start = comfy.sample.prepare_noise(torch.zeros(shape), 7)
     drawn = []
 
-    def chunks(on: Any, text: Any, parts: Any, fresh: Any, *_: Any) -> list[Any]:
+    def roll_out_from(tree: Any, config: Any, text: Any, noise: Any, fresh: Any, *_: Any) -> list[Any]:
         drawn.append(fresh(shape))
         return []
 
-    monkeypatch.setattr(session, "chunks_of", chunks)
+    monkeypatch.setattr(sampler, "roll_out_from", roll_out_from)
     guider = SimpleNamespace(
         model_patcher=patcher, inner_model=patcher.model, conds={"positive": [[torch.zeros(1, 4, 32), {}]]}
     )

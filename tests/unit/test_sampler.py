@@ -14,7 +14,7 @@ from qarvd.errors import SettingError, ShapeError
 from qarvd.stream.cache import FloatCache, KVCache
 from qarvd.stream.noise import from_seeds, from_tensors
 from qarvd.stream.presets import PRESETS
-from qarvd.stream.rollout import check_guidance, roll_out
+from qarvd.stream.rollout import check_guidance, roll_out, roll_out_from
 from qarvd.stream.sampler import Chunk, Denoiser, Step, spans, stream
 from qarvd.stream.schedule import Schedule
 from qarvd.wan.forward import encode_text
@@ -185,3 +185,29 @@ def test_guidance_is_refused(scale: float) -> None:
     check_guidance(1.0)
     with pytest.raises(SettingError, match="use cfg 1"):
         check_guidance(scale)
+
+
+def test_a_roll_out_from_the_noise_that_seeds_draw_is_that_of_the_seeds(
+    roll: Callable[..., Iterator[Chunk]], shared_model: Model, embeddings: Tensor
+) -> None:
+    initial, later = torch.randn(1, 16, 4, *SIZE), {1: embeddings.flip(1)}
+    preset, drawn, steps = PRESETS["demo"], from_seeds([5]), []
+    by_seed = list(roll(7, (5,), "demo", initial=initial, prompts=later))
+    noise = (drawn((1, 16, len(span), *SIZE)) for span in spans(7, preset.chunk_frames))
+    ours = list(
+        roll_out_from(
+            shared_model.tree,
+            shared_model.config,
+            embeddings,
+            noise,
+            drawn,
+            preset.schedule,
+            preset.cache(11),
+            initial,
+            steps.append,
+            later,
+        )
+    )
+    assert [(chunk.index, chunk.start) for chunk in ours] == [(2, 4), (3, 7), (4, 10)]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, by_seed, strict=True))
+    assert [step.start for step in steps[:2]] == [0, 3] and torch.equal(steps[0].latents, initial[:, :, :3])

@@ -25,6 +25,15 @@ def test_sigma_of_timestep_0_is_the_last_of_the_table() -> None:
     assert sigma == pytest.approx(0.005, rel=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_is_added_as_sigma_has_it(dtype: torch.dtype) -> None:
+    schedule = Schedule((1000.0,), shift=1.0)
+    noisy = schedule.add_noise(torch.full((2,), 2.0, dtype=dtype), torch.full((2,), 4.0, dtype=dtype), 250.0)
+    assert noisy.dtype == dtype and noisy.tolist() == [2.5, 2.5]
+    bfloat = schedule.add_noise(torch.tensor([1.0]).bfloat16(), torch.tensor([3.0]), 1.0)
+    assert bfloat.tolist() == [1.0]  # 1.002, of which the dtype keeps that much
+
+
 @settings(deadline=None)
 @given(st.floats(0, 1000), st.floats(0.5, 12))
 def test_sigma_is_the_nearest_of_the_table(timestep: float, shift: float) -> None:
