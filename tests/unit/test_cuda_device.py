@@ -179,6 +179,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, fake_libcuda: Path, prebuilt: Path)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: here.capability)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return here
 
 
@@ -331,6 +332,17 @@ def test_other_errors_that_may_pass_are_not_kept_either(machine: Machine, functi
     machine.driver.fail(function, 0)
     machine.now += device.PAUSE
     assert device.refuses(CARD) is None
+
+
+def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    reason = device.refuses(CARD)
+    assert isinstance(reason, device.ForNow) and reason.startswith("a CUDA graph is being captured")
+    assert machine.driver.lines() == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    loaded = device.load(CARD)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert device.load(CARD) is loaded
 
 
 def test_a_card_that_is_lost_to_the_process_is_offered_nothing_more(machine: Machine) -> None:

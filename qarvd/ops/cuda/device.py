@@ -69,6 +69,8 @@ def load(device: torch.device, folder: Path | None = None, say: Say = lambda tex
     index = torch.cuda.current_device() if device.index is None else device.index
     with _lock:
         known = _known(index)
+        if known is None and torch.cuda.is_current_stream_capturing():  # loading would spoil the graph
+            return ForNow("a CUDA graph is being captured; prepare the layer, or run the op once, before that")
         return _decide(index, folder, say) if known is None else known
 
 
