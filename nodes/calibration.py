@@ -30,7 +30,6 @@ from . import host
 from .log import warn_once
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
-from .session import check_device
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
 from .store import kept_at, recalled
 
@@ -39,7 +38,6 @@ from .store import kept_at, recalled
 def fitting_on(model: Model) -> Iterator[Model]:
     """The model where ComfyUI computes, in the dtype for it, while other models make room; gradients are possible."""
     device = management.get_torch_device()
-    check_device(device)
     management.unload_all_models()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.tree.to(device, dtype)

@@ -57,24 +57,10 @@ class Session:
 def of(patcher: Any, base: Any, family: str, frames: tuple[int, int, int], device: torch.device) -> Session:
     """What a stream on a MODEL runs on, with the user's chunk size, window and sink (0, 0 and -1: the family's).
 
-    Raises QarvdErrors for a device that cannot run it, and a MODEL that is none of ours.
+    Raises QarvdErrors for a MODEL that is none of ours.
     """
-    check_device(device)
     name = host.family_of(patcher, family)
     return Session(base, host.config_of(patcher), changed(PRESETS[name], *frames), device, name == host.DEMO)
-
-
-def check_device(device: torch.device) -> None:
-    """Raise DeviceError for a device without float64, in which positions and times are computed."""
-    if device.type in ("cpu", "cuda"):
-        return
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError) as error:
-        raise DeviceError(
-            f"ComfyUI computes on {device}, which has no float64 numbers (Apple's and some of Intel's have none): this "
-            "pack runs on NVIDIA and AMD cards and on CPUs. Start ComfyUI with --cpu to use it here."
-        ) from error
 
 
 def changed(preset: Preset, chunk_frames: int, window: int, sink: int) -> Preset:

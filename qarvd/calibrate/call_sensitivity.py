@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..float64 import to_float64
 from ..stream.cache import KVCache
 from ..stream.noise import from_tensors
 from ..stream.sampler import Chunk, Denoiser, call, write
@@ -78,7 +79,7 @@ def call_errors(
             with branch_cache(cache, frames) as branching:
                 branch = [generate(branching, j, changed if j == k else None) for j in followed]
             pairs = zip(branch, clean[k:], strict=False)
-            errors = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs]
+            errors = [(to_float64(a) - to_float64(b)).square().flatten(1).mean(1) for a, b in pairs]
             row.append(torch.stack(errors).mean(0).cpu())
         rows.append(row)
         write(Denoiser(full, setting.config, text, cache), Chunk(k, spans[k].start, clean[k]), schedule)

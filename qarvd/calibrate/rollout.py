@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..float64 import to_float64
 from ..stream.cache import KVCache
 from ..stream.noise import from_seeds, from_tensors
 from ..stream.presets import Preset
@@ -142,5 +143,5 @@ def roll_out(
         errors = torch.zeros(len(seeds), len(spans_), len(spans_), dtype=torch.float64)
         for k, branch in enumerate(branches):
             for j, latents in enumerate(branch, start=k):
-                errors[:, k, j] = (latents.double() - clean[j].double()).square().flatten(1).mean(1).cpu()
+                errors[:, k, j] = (to_float64(latents) - to_float64(clean[j])).square().flatten(1).mean(1).cpu()
     return Rollout(embeddings.cpu(), tuple(calls)), errors

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..float64 import float64_device
 
 SAMPLES = 512
 """Tokens kept of each layer."""
@@ -30,7 +31,7 @@ class LayerStats:
     cross: Tensor
     """Sum of w (x_full - x) x^T, float32 [in, in]."""
     total: Tensor
-    """Sum of w x, float64 [in]."""
+    """Sum of w x, float64 [in]; where there is float64, as `drift`."""
     drift: Tensor
     """Sum of w (x_full - x), float64 [in]."""
     samples: Tensor
@@ -56,13 +57,13 @@ class LayerStats:
         drift = torch.zeros_like(x) if full is None else full.float() - x
         key = torch.rand(len(x), dtype=torch.float64, generator=generator)
         kept = key.argsort(stable=True)[:SAMPLES]
-        at = kept.to(x.device)
+        at, precise = kept.to(x.device), float64_device(x.device)
         return cls(
-            weight=float(weight.double().sum()),
+            weight=float(weight.to(precise).double().sum()),
             gram=weighted.T @ x,
             cross=torch.zeros(x.shape[1], x.shape[1], device=x.device) if full is None else drift.T @ weighted,
-            total=weighted.sum(0, dtype=torch.float64),
-            drift=(drift * weight.float()[:, None]).sum(0, dtype=torch.float64),
+            total=weighted.to(precise).sum(0, dtype=torch.float64),
+            drift=(drift * weight.float()[:, None]).to(precise).sum(0, dtype=torch.float64),
             samples=x[at],
             sample_weight=weight.float()[at],
             sample_key=key[kept],
@@ -89,6 +90,11 @@ class LayerStats:
             sample_weight=torch.cat([self.sample_weight, other.sample_weight])[at],
             sample_key=keys[kept],
         )
+
+    def to(self, device: torch.device) -> LayerStats:
+        """The same, all on `device`."""
+        names = ("gram", "cross", "total", "drift", "samples", "sample_weight", "sample_key")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
         """`gram` and `cross` per unit of weight, [in, in]; `centred` takes the means off, for a free bias.

@@ -23,7 +23,16 @@ from ..calibrate.rollout import Call, Rollout, Setting
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.sampler import frame_tokens
-from ..wan.forward import Branch, Embedded, apply_linears, branches, embed, pad_text, text_pair
+from ..wan.forward import (
+    Branch,
+    Embedded,
+    apply_linears,
+    branches,
+    embed,
+    pad_text,
+    text_pair,
+    times_and_positions,
+)
 from .model import LayerReport, check_recipe, linear_groups, linear_of, quantize_group
 
 Results = list[tuple[QuantizedLinear | None, LayerReport]]
@@ -175,9 +184,7 @@ class _Walk:
         """A call's input as the blocks take it."""
         self.on_call()
         latents = call.latents.to(self.device)
-        batch, _, frames, *_ = latents.shape
-        times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=self.device)
-        positions = torch.arange(call.start, call.start + frames, device=self.device)
+        times, positions = times_and_positions(latents, call.timestep, call.start)
         return embed(self.tree, self.setting.config, latents, times, positions)
 
     def block(self, index: int, tracks: Sequence[_Track], last: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..calibrate.stats import LayerStats
 from ..errors import CheckpointError, SettingError
+from ..float64 import float64_device
 from ..ops.codecs import codec_of
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT, ChannelSplit
@@ -121,8 +123,12 @@ def quantize_group(
 ) -> list[tuple[QuantizedLinear | None, LayerReport]]:
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
-    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`.
+    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`. Fitting
+    to `stats` takes float64, so for a device without it the results are on the CPU.
     """
+    precise = float64_device(linears[0].weight.device)
+    if stats is not None and linears[0].weight.device != precise:
+        linears, stats = [copy.deepcopy(linear).to(precise) for linear in linears], stats.to(precise)
     weights = [linear.weight for linear in linears]
     reason = "given 16 bits by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
     if reason:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from ..calibrate.collect import refusing_overflow
 from ..calibrate.rollout import Call, Rollout, Setting
 from ..errors import CheckpointError
+from ..float64 import to_float64
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
 from ..stream.sampler import frame_tokens
-from ..wan.forward import Embedded, embed, pad_text, run_block, run_head, text_pair
+from ..wan.forward import Embedded, embed, pad_text, run_block, run_head, text_pair, times_and_positions
 from .model import linear_groups, linear_of, quantize_group, reason_to_keep
 
 CALLS = 56
@@ -68,7 +69,7 @@ def option_errors(
                     replay.backward(call, states, generator)
                     _check(dots, replay, call)
                     for (names, bits), dot in dots.items():
-                        sums[names][bits] += weight * float(dot.double().square().mean())
+                        sums[names][bits] += weight * float(to_float64(dot).square().mean())
                     dots.clear()
     return sums
 
@@ -163,10 +164,7 @@ class _Replay:
     def embedded(self, call: Call) -> Embedded:
         """The call's input as the blocks take it."""
         latents = call.latents.to(self.weight)
-        batch, _, frames, *_ = latents.shape
-        times = torch.full((batch, frames), call.timestep, dtype=torch.float64, device=latents.device)
-        positions = torch.arange(call.start, call.start + frames, device=latents.device)
-        return embed(self.tree, self.config, latents, times, positions)
+        return embed(self.tree, self.config, latents, *times_and_positions(latents, call.timestep, call.start))
 
     def block(self, index: int, inputs: Embedded, text: Tensor, x: Tensor) -> Tensor:
         block = self.tree.blocks[index]

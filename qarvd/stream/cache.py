@@ -150,5 +150,4 @@ class FloatCache(KVCache):
 
 def shift_in_time(keys: Tensor, frames: int) -> Tensor:
     """Rotated `keys` [batch, heads, tokens, head_dim] as if they stood `frames` latent frames later."""
-    rotation = time_shift(torch.tensor([frames], device=keys.device), keys.shape[-1])
-    return rotate(keys, rotation)
+    return rotate(keys, time_shift(torch.tensor([frames]), keys.shape[-1]).to(keys.device))

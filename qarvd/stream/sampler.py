@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError, ShapeError
+from ..float64 import to_float64
 from ..wan.config import WanConfig
-from ..wan.forward import TextCache, encode_text, predict
+from ..wan.forward import TextCache, encode_text, predict, times_and_positions
 from .cache import KVCache
 from .noise import NoiseSource
 from .schedule import Schedule
@@ -57,10 +58,9 @@ class Denoiser:
 
     def velocity(self, latents: Tensor, timestep: float, start: int) -> Tensor:
         """Predicted velocity of the chunk that starts at latent frame `start`; its slot in the cache is overwritten."""
-        batch, _, frames, height, width = latents.shape
+        _, _, frames, height, width = latents.shape
         self.cache.begin(start, frames, frame_tokens(self.config, height, width))
-        times = torch.full((batch, frames), timestep, dtype=torch.float64, device=latents.device)
-        positions = torch.arange(start, start + frames, device=latents.device)
+        times, positions = times_and_positions(latents, timestep, start)
         return predict(self.tree, self.config, latents, times, self.text, self.cache.attend, positions)
 
 
@@ -182,6 +182,7 @@ def call(
 ) -> Tensor:
     """Call the model once: its prediction of the clean chunk."""
     velocity = denoiser.velocity(latents, timestep, start)
-    clean = (latents.double() - schedule.sigma(timestep) * velocity.double()).to(latents.dtype)
+    clean = to_float64(latents) - schedule.sigma(timestep) * to_float64(velocity)
+    clean = clean.to(latents.dtype).to(latents.device)
     on_step(Step(chunk, step, timestep, start, latents, clean))
     return clean

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..float64 import float64_device, to_float64
 from .config import WanConfig
 from .rope import grid_rotation, rotate
 
@@ -100,15 +101,23 @@ def predict(
     return run_head(tree, config, inputs, x)
 
 
+def times_and_positions(latents: Tensor, timestep: float, start: int) -> tuple[Tensor, Tensor]:
+    """What `predict` takes with `latents` that all have one `timestep`, the first frame being latent frame `start`."""
+    batch, _, frames, *_ = latents.shape
+    device = float64_device(latents.device)
+    times = torch.full((batch, frames), timestep, dtype=torch.float64, device=device)
+    return times, torch.arange(start, start + frames, device=device)
+
+
 def embed(tree: Any, config: WanConfig, latents: Tensor, timesteps: Tensor, positions: Tensor) -> Embedded:
     """What comes before the blocks; arguments as in `predict`."""
     wide = torch.promote_types(latents.dtype, tree.patch_embedding.weight.dtype)  # ComfyUI keeps it in float32
     x = tree.patch_embedding(latents.to(wide)).to(latents.dtype)  # [batch, dim, frames, rows, columns]
     batch, _, frames, rows, columns = x.shape
     x = x.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens per frame, dim]
-    rotation = grid_rotation(positions, rows, columns, config.head_dim)
+    rotation = grid_rotation(positions, rows, columns, config.head_dim).to(x.device)
 
-    wave = time_wave(timesteps.flatten(), config.freq_dim).to(x.dtype)
+    wave = time_wave(timesteps.flatten(), config.freq_dim).to(x.dtype).to(x.device)
     time = tree.time_embedding(wave)  # [batch * frames, dim]
     modulation = tree.time_projection(time).unflatten(-1, (6, -1)).unflatten(0, (batch, frames))
     return Embedded(x, rotation, time.unflatten(0, (batch, frames)), modulation, (rows, columns))
@@ -173,9 +182,9 @@ def branches(
 
 def time_wave(timesteps: Tensor, freq_dim: int) -> Tensor:
     """Sinusoidal embedding of `timesteps` [n] -> [n, freq_dim], float64 (cosines first, as in Wan)."""
-    half = freq_dim // 2
-    exponent = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
-    angle = timesteps.to(torch.float64)[:, None] * 10_000.0**-exponent
+    half, times = freq_dim // 2, to_float64(timesteps)
+    exponent = torch.arange(half, dtype=torch.float64, device=times.device) / half
+    angle = times[:, None] * 10_000.0**-exponent
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..float64 import to_float64
+
 THETA = 10_000.0
 
 
@@ -17,8 +19,9 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 
 def _axis_angles(positions: Tensor, pairs: int) -> Tensor:
     """Angles of one axis: `positions` [n] -> [n, pairs], float64."""
-    exponent = torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs
-    return positions.to(torch.float64)[:, None] * THETA**-exponent
+    places = to_float64(positions)
+    exponent = torch.arange(pairs, dtype=torch.float64, device=places.device) / pairs
+    return places[:, None] * THETA**-exponent
 
 
 def cosine_sine(angles: Tensor) -> Tensor:
@@ -27,7 +30,7 @@ def cosine_sine(angles: Tensor) -> Tensor:
 
 
 def grid_rotation(frames: Tensor, height: int, width: int, head_dim: int) -> Tensor:
-    """Rotation of every token of a grid: [frames * height * width, head_dim / 2, 2], float32.
+    """Rotation of every token of a grid: [frames * height * width, head_dim / 2, 2], float32, where `frames` lie.
 
     `frames` [n] holds the absolute latent frame index of each frame; height and width count patches.
     """
@@ -39,14 +42,15 @@ def grid_rotation(frames: Tensor, height: int, width: int, head_dim: int) -> Ten
         _axis_angles(torch.arange(height, device=device), rows)[None, :, None].expand(n, height, width, rows),
         _axis_angles(torch.arange(width, device=device), columns)[None, None].expand(n, height, width, columns),
     ]
-    return cosine_sine(torch.cat(parts, dim=-1).reshape(n * height * width, head_dim // 2))
+    return cosine_sine(torch.cat(parts, dim=-1).reshape(n * height * width, head_dim // 2)).to(device)
 
 
 def time_shift(frames: Tensor, head_dim: int) -> Tensor:
-    """Rotation that moves keys by `frames` [n] latent frames in time: [n, head_dim / 2, 2], float32."""
+    """Rotation that moves keys by `frames` [n] latent frames in time: [n, head_dim / 2, 2], float32, where they lie."""
     time, rows, columns = axis_pairs(head_dim)
-    still = torch.zeros(len(frames), rows + columns, dtype=torch.float64, device=frames.device)
-    return cosine_sine(torch.cat([_axis_angles(frames, time), still], dim=-1))
+    angles = _axis_angles(frames, time)
+    still = angles.new_zeros(len(frames), rows + columns)
+    return cosine_sine(torch.cat([angles, still], dim=-1)).to(frames.device)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
