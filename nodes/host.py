@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..qarvd.checkpoint.model import Model, assemble, read_metadata, state_tensors
-from ..qarvd.checkpoint.quantized import MARKER
+from ..qarvd.checkpoint.quantized import FORMATS, MARKER, declared
 from ..qarvd.errors import CheckpointError, SettingError
 from ..qarvd.recipe import Recipe
 from ..qarvd.stream.presets import PRESETS, find_preset
@@ -39,7 +39,9 @@ class About:
     """What a MODEL of ours knows of itself beyond its tensors; it travels with the MODEL and its clones."""
 
     family: str
+    quantized: bool = False
     recipe: Recipe | None = None
+    """Unknown of a quantized file that ComfyUI's own Save node wrote."""
     notes: Mapping[str, object] = field(default_factory=dict)
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     """The dtype in which the file held each tensor."""
@@ -48,8 +50,7 @@ class About:
 def patcher_of(model: Model) -> Any:
     """A ComfyUI MODEL that shares the tensors of `model`."""
     tensors = state_tensors(model)
-    quantized = model.recipe is not None
-    reason = layout.register() if quantized else None
+    reason = layout.register() if model.quantized else None
     if reason is not None:
         warn_once(f"Quantized linears are loaded by this pack's own operations: {reason}.")
     options = {"custom_operations": operations()} if reason is not None else {}
@@ -58,7 +59,7 @@ def patcher_of(model: Model) -> Any:
         patcher = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=metadata)
     else:
         patcher = build(model.config, tensors, options.get("custom_operations"))
-    about = About(model.preset_name, model.recipe, model.notes, model.dtypes)
+    about = About(model.preset_name, model.quantized, model.recipe, model.notes, model.dtypes)
     patcher.set_attachments(ATTACHMENT, about)
     return patcher
 
@@ -138,8 +139,8 @@ def family_of(patcher: Any, chosen: str = AUTOMATIC) -> str:
         return chosen
     if known is None:
         raise SettingError(
-            "The family of this MODEL is not known. Load it with Load AR Model, or choose its family on this node: "
-            f"{', '.join(PRESETS)}."
+            "The family of this MODEL is not known (ComfyUI's own Save node drops it). Load it with Load AR Model, or "
+            f"choose its family on this node: {', '.join(PRESETS)}."
         )
     return known
 
@@ -172,21 +173,31 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
             f"This MODEL has a change that cannot be merged into its weights ({others[0]}). Remove LoRA Side Branch, "
             "or use a LoRA loader that merges."
         )
-    known = about(patcher)
-    recipe, notes, dtypes = (None, {}, {}) if known is None else (known.recipe, known.notes, known.dtypes)
-    if recipe is not None and patcher.patches:
+    known = about(patcher) or About(name)
+    if known.quantized and patcher.patches:
         raise SettingError("This quantized MODEL has a LoRA on it. Remove the LoRA, or merge it before you quantize.")
     take_back(patcher)
     stored = patcher.model.diffusion_model.state_dict()
-    if recipe is None and any(key.endswith(f".{MARKER}") for key in stored):
-        raise CheckpointError(
-            "This MODEL came quantized from another loader. Load its file with Load AR Model, or, to quantize it, "
-            "start from the full-precision checkpoint."
-        )
+    if not known.quantized:
+        refuse_quantized(stored)
     tensors = {key: merged(patcher, key, value) for key, value in stored.items()}
-    found = assemble(tensors, config.transformer_metadata(), name, recipe, notes)
-    held = {key: dtypes.get(key, dtype) for key, dtype in found.dtypes.items()}
-    return Model(found.tree, found.config, found.preset_name, held, recipe, notes)
+    found = assemble(tensors, config.transformer_metadata(), name, known.recipe, known.notes)
+    return replace(found, dtypes={key: known.dtypes.get(key, dtype) for key, dtype in found.dtypes.items()})
+
+
+def refuse_quantized(stored: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError, saying what to do, for tensors of a MODEL that another loader made of a quantized file."""
+    formats = {declared(tensor) for key, tensor in stored.items() if key.endswith(f".{MARKER}")}
+    if formats & set(FORMATS):
+        raise CheckpointError(
+            "This MODEL was quantized by qarvd, but came from another loader, which does not read how: load its file "
+            "with Load AR Model."
+        )
+    if formats:
+        raise CheckpointError(
+            f"This MODEL is quantized as {' and '.join(sorted(map(str, formats)))}, a format that qarvd streams but "
+            "neither quantizes further nor saves: start from the full-precision checkpoint."
+        )
 
 
 def take_back(patcher: Any) -> None:

@@ -192,7 +192,7 @@ class SaveModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, name: str, format: str) -> io.NodeOutput:
         found = host.library_model(model)
-        if found.recipe is None:
+        if not found.quantized:
             raise SettingError("This MODEL is in full precision. Quantize it with Dual-Scale Quantize first.")
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)

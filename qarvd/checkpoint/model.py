@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,11 @@ class Model:
     @property
     def preset(self) -> Preset:
         return PRESETS[self.preset_name]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a recipe was applied; it may be unknown, since ComfyUI's own Save node drops it."""
+        return self.recipe is not None or any(isinstance(module, QuantizedLinear) for module in self.tree.modules())
 
     @cached_property
     def identity(self) -> str:
@@ -114,12 +119,10 @@ def assemble(
             "an autoregressive family."
         )
     if family is None:
-        raise CheckpointError(
-            "The file does not say which autoregressive family it belongs to, and from its tensors a bidirectional Wan "
-            "model looks the same. If it is autoregressive, name its family (--preset; on a node, family): "
-            f"{', '.join(PRESETS)}."
-        )
-    find_preset(family)
+        raise CheckpointError(f"{_unknown_family(bool(weights))} (--preset; on a node, family): {', '.join(PRESETS)}.")
+    preset = find_preset(family)
+    unseen = {"text_len": preset.text_len, "num_heads": max(1, config.dim // preset.head_dim)}
+    config = replace(config, **{key: value for key, value in unseen.items() if key not in transformer})
     with torch.device("meta"):
         tree = WanTree(config)
     _check(tensors, tree, shapes, quantized=bool(weights))
@@ -128,6 +131,18 @@ def assemble(
     tree.load_state_dict(tensors, strict=True, assign=True)
     tree.requires_grad_(False).eval()
     return Model(tree, config, family, {key: t.dtype for key, t in tensors.items()}, recipe, notes or {})
+
+
+def _unknown_family(quantized: bool) -> str:
+    if quantized:
+        return (
+            "The file holds quantized linears of qarvd, but does not say their family, which ComfyUI's own Save node "
+            "(ModelSave) drops. Name it"
+        )
+    return (
+        "The file does not say which autoregressive family it belongs to (ComfyUI's own Save node drops that), and "
+        "from its tensors a bidirectional Wan model looks the same. If it is autoregressive, name its family"
+    )
 
 
 def _check(

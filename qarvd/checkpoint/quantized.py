@@ -35,6 +35,16 @@ def format_marker(name: str) -> Tensor:
     return torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
 
 
+def declared(marker: Tensor) -> str | None:
+    """The format that a linear's marker names; None where it is not such as ComfyUI writes."""
+    if marker.dtype != torch.uint8:
+        return None
+    try:
+        return str(json.loads(bytes(marker.tolist()))["format"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the linears that carry a marker."""
     return [key.removesuffix(f".{MARKER}") for key in tensors if key.endswith(f".{MARKER}")]
@@ -42,27 +52,23 @@ def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     """Take one quantized linear's tensors out of `tensors`. Raises CheckpointError where they are not as specified."""
-    marker = tensors.pop(f"{name}.{MARKER}")
-    try:
-        if marker.dtype != torch.uint8:
-            raise TypeError(marker.dtype)
-        declared = str(json.loads(bytes(marker.tolist()))["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.") from error
-    if declared not in FORMATS:
+    format = declared(tensors.pop(f"{name}.{MARKER}"))
+    if format is None:
+        raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.")
+    if format not in FORMATS:
         raise CheckpointError(
-            f"{name} is stored as {declared!r}, and qarvd reads {' and '.join(FORMATS)}: open the file with ComfyUI's "
+            f"{name} is stored as {format!r}, and qarvd reads {' and '.join(FORMATS)}: open the file with ComfyUI's "
             "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
-    codec = FORMATS[declared]
+    codec = FORMATS[format]
     missing = [part for part in ("weight", "weight_scale", "weight_outlier_idx") if f"{name}.{part}" not in tensors]
     if missing:
-        raise CheckpointError(f"{name} is marked {declared} but lacks {', '.join(f'{name}.{p}' for p in missing)}.")
+        raise CheckpointError(f"{name} is marked {format} but lacks {', '.join(f'{name}.{p}' for p in missing)}.")
     codes = tensors.pop(f"{name}.weight")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
     for part, tensor, dtype in (("weight", codes, codec.stored), *((p, parts[p], d) for p, d in _PARTS.items())):
         if tensor is not None and tensor.dtype != dtype:
-            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {declared} stores it as {dtype}.")
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {dtype}.")
     scale, outliers = parts["weight_scale"], parts["weight_outlier_idx"]
     assert scale is not None and outliers is not None
     if codes.ndim != 2 or outliers.ndim != 1:

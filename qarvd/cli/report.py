@@ -119,7 +119,7 @@ def read_variant(name: str, path: Path, full: Model, preset: str | None) -> tupl
     """
     model = load_model(str(path), preset)
     recipe = model.recipe
-    if recipe is None:
+    if not model.quantized:
         raise CheckpointError(f"{path} is not quantized; give files that `quantize` wrote.")
     if model.config != full.config or model.preset_name != full.preset_name:
         raise ShapeError(
@@ -134,8 +134,8 @@ def read_variant(name: str, path: Path, full: Model, preset: str | None) -> tupl
         "file": name,
         "MB": path.stat().st_size / 1e6,
         "bits per quantized weight": weight_bits(model.tree),
-        "rounding": recipe.rounding,
-        "outliers": recipe.outliers,
+        "rounding": recipe and recipe.rounding,
+        "outliers": recipe and recipe.outliers,
         "chunks measured on": f"{sensitivity.prompts} prompts" if sensitivity else None,
     }
     return Variant(name, layers, measure, sensitivity), row

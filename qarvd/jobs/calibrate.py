@@ -34,7 +34,7 @@ SEED = 20_000
 
 def identity(model: Model) -> str:
     """What tells a full-precision model from others. Raises CheckpointError for a quantized one."""
-    if model.recipe is not None:
+    if model.quantized:
         raise CheckpointError("The model is already quantized; start from the full-precision checkpoint.")
     return model.identity
 

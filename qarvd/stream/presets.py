@@ -36,6 +36,10 @@ class Preset:
     """Whether the sink keeps its distance to the window (relative positions) or its absolute position."""
     context_noise: float = 0.0
     scale: Scale = field(default=WAN, repr=False)
+    text_len: int = field(default=512, repr=False)
+    head_dim: int = field(default=128, repr=False)
+    """What tensors do not show, for a file that does not tell it: tokens of text that the models attend to, and
+    channels of a head."""
 
     @property
     def schedule(self) -> Schedule:
@@ -65,7 +69,16 @@ class Preset:
 _FOUR = (1000, 750, 500, 250)
 
 PRESETS: dict[str, Preset] = {
-    "demo": Preset(3, _FOUR, window=12, sink=3, sink_follows=True, scale=Scale(side=4, frames=1, only=(32, 32))),
+    "demo": Preset(
+        3,
+        _FOUR,
+        window=12,
+        sink=3,
+        sink_follows=True,
+        scale=Scale(side=4, frames=1, only=(32, 32)),
+        text_len=8,
+        head_dim=64,
+    ),
     "self-forcing": Preset(3, _FOUR),
     "causal-forcing": Preset(3, _FOUR),
     "causal-forcing-framewise": Preset(1, _FOUR),

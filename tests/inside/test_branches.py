@@ -48,7 +48,9 @@ def test_a_model_that_another_loader_quantized_is_refused_also_once_it_knows_its
 
     host = part("nodes.host")
     (foreign,) = nodes.UNETLoader().load_unet(_listed(demo_files(8)), "default")
-    with pytest.raises(part("qarvd.errors").CheckpointError, match="came quantized from another loader"):
+    with pytest.raises(
+        part("qarvd.errors").CheckpointError, match="was quantized by qarvd, but came from another loader"
+    ):
         host.library_model(host.with_family(foreign, "longlive"))
 
 
