@@ -31,7 +31,8 @@ from torch import Tensor
 
 from qarvd.demo.performance import peak_memory, resident_memory
 from qarvd.ops import library
-from qarvd.ops.ring import Ring, codec_of_ring
+from qarvd.ops.codecs import cache_codec_of
+from qarvd.ops.values import KeyValue, Ring
 from qarvd.report.tables import size_text
 from qarvd.stream.presets import CACHES
 
@@ -57,7 +58,6 @@ class Shape:
 
 
 SMOKE = Shape(5, 1, 40, 2, 64)
-Pair = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
 
@@ -76,13 +76,17 @@ def contestants(shape: Shape, names: Sequence[str]) -> dict[str, Callable[[], Te
 
     def ours(bits: int) -> Callable[[], Tensor]:
         ring, sink, new = held(shape, bits, draw)
-        return lambda: library.kv_attention(query, *ring, shape.ring_tokens, None, *sink, *new, bits)
+        return lambda: library.kv_attention(query, ring, shape.ring_tokens, None, sink, new)
 
     def dequantized() -> Callable[[], Tensor]:
         ring, sink, new = held(shape, 8, draw)
-        return lambda: F.scaled_dot_product_attention(
-            query, dequantize(*ring[:2], sink[0], new[0]), dequantize(*ring[2:], sink[1], new[1])
-        )
+
+        def run() -> Tensor:
+            keys = dequantize(ring.key_codes, ring.key_scale, sink.key, new.key)
+            values = dequantize(ring.value_codes, ring.value_scale, sink.value, new.value)
+            return F.scaled_dot_product_attention(query, keys, values)
+
+        return run
 
     make = {
         "fp32": lambda: floats(torch.float32),
@@ -104,16 +108,16 @@ def race(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]
     return {name: median(spent) for name, spent in times.items()}
 
 
-def held(shape: Shape, bits: int, draw: Callable[[int], Tensor]) -> tuple[Ring, Pair, Pair]:
+def held(shape: Shape, bits: int, draw: Callable[[int], Tensor]) -> tuple[Ring, KeyValue, KeyValue]:
     """A full ring, and sink and newest chunk in float32."""
     room = (1, shape.heads, shape.ring_tokens)
-    codes = [torch.zeros(*room, shape.head_dim * bits // 8, dtype=codec_of_ring(bits).stored) for _ in range(2)]
+    codes = [torch.zeros(*room, shape.head_dim * bits // 8, dtype=cache_codec_of(bits).stored) for _ in range(2)]
     scales = [torch.zeros(room) for _ in range(2)]
-    ring = (codes[0], scales[0], codes[1], scales[1])
+    ring = Ring(codes[0], scales[0], codes[1], scales[1], bits)
     for start in range(0, shape.ring_tokens, shape.chunk_tokens):
         tokens = min(shape.chunk_tokens, shape.ring_tokens - start)
-        library.kv_append(draw(tokens), draw(tokens), None, *ring, start, bits)
-    sink, new = ((draw(shape.chunk_tokens), draw(shape.chunk_tokens)) for _ in range(2))
+        library.kv_append(draw(tokens), draw(tokens), None, ring, start)
+    sink, new = (KeyValue(draw(shape.chunk_tokens), draw(shape.chunk_tokens)) for _ in range(2))
     return ring, sink, new
 
 

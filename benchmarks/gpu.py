@@ -22,15 +22,15 @@ from torch import Tensor
 
 from qarvd.cli.common import kernel_folder
 from qarvd.ops import library
-from qarvd.ops.backend import choose
+from qarvd.ops.backends.cuda import CUDA
+from qarvd.ops.backends.kitchen import KITCHEN
+from qarvd.ops.backends.registry import choose
 from qarvd.ops.codecs import CODECS
 from qarvd.ops.cuda import device
-from qarvd.ops.cuda.linear import CUDA
-from qarvd.ops.kitchen import KITCHEN
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.ops.ring import Ring
 from qarvd.ops.self_test import checks, compute_dtype
 from qarvd.ops.split import ChannelSplit
+from qarvd.ops.values import KeyValue, Ring
 from qarvd.ops.weight import QuantizedWeight
 
 TOKENS = 1560
@@ -94,13 +94,13 @@ def linears(channels: int, outputs: int, card: torch.device, tokens: int = 3 * T
         layer = QuantizedLinear(weight_of(bits, outputs, channels, card), None)
         layer.prepare()
         runs[f"qarvd w{bits}a8"] = lambda layer=layer: layer(half)
-        shared = layer.quantize(half, layer.weight.guard)
+        shared = layer.share_input(half, [layer])
         runs[f"qarvd w{bits}a8, quantizer shared"] = lambda layer=layer, shared=shared: layer(shared)
     weight = weight_of(8, outputs, channels, card)
     if KITCHEN.refuses(weight) is None:
-        two_calls, plain = KITCHEN.prepare(weight, None), import_module("comfy_kitchen").int8_linear
+        two_calls, plain = KITCHEN.prepare(weight).run, import_module("comfy_kitchen").int8_linear
         codes, scale = weight.codes, weight.scale[:, 1].contiguous()
-        runs["comfy-kitchen int8, dual scale"] = lambda: two_calls(half)
+        runs["comfy-kitchen int8, dual scale"] = lambda: two_calls(half, None)
         runs["comfy-kitchen int8, one scale"] = lambda: plain(half, codes, scale, None, torch.float16)
     return runs
 
@@ -111,23 +111,20 @@ def attentions(heads: int, frames: int, card: torch.device, frame_tokens: int = 
     def chunk(count: int) -> Tensor:
         return torch.randn(1, heads, count * frame_tokens, 128, device=card, dtype=torch.float16)
 
-    query, sink_key, sink_value, new_key, new_value = (chunk(3) for _ in range(5))
-    key, value = chunk(frames), chunk(frames)
+    query, sink, new = chunk(3), KeyValue(chunk(3), chunk(3)), KeyValue(chunk(3), chunk(3))
+    older = KeyValue(chunk(frames), chunk(frames))
     runs: Runs = {}
-    keys, values = torch.cat([sink_key, key, new_key], dim=2), torch.cat([sink_value, value, new_value], dim=2)
+    keys, values = (torch.cat(parts, dim=2) for parts in zip(sink, older, new, strict=True))
     runs["SDPA fp16"] = lambda: F.scaled_dot_product_attention(query, keys, values)
     peer = kitchen_attention(card)
     if peer is not None:
         runs["comfy-kitchen int8, quantizing at each call"] = lambda: peer(query, keys, values)
     for bits in (8, 4):
-        ring = _filled(bits, key, value)
-        held = (None, sink_key, sink_value, new_key, new_value, bits)
-        runs[f"qarvd int{bits} ring"] = lambda ring=ring, held=held: library.kv_attention(
-            query, *ring, frames * frame_tokens, *held
+        ring = _filled(bits, older)
+        runs[f"qarvd int{bits} ring"] = lambda ring=ring: library.kv_attention(
+            query, ring, frames * frame_tokens, None, sink, new
         )
-        runs[f"qarvd append int{bits}, a chunk"] = lambda ring=ring, bits=bits: library.kv_append(
-            new_key, new_value, None, *ring, 0, bits
-        )
+        runs[f"qarvd append int{bits}, a chunk"] = lambda ring=ring: library.kv_append(*new, None, ring, 0)
     return runs
 
 
@@ -141,12 +138,12 @@ def kitchen_attention(card: torch.device) -> Callable[..., object] | None:
     return kitchen.int8_attention if runs_there is not None and runs_there(card) else None
 
 
-def _filled(bits: int, key: Tensor, value: Tensor) -> Ring:
-    shape, stored = key.shape, CODECS[f"int{bits}"].stored
-    codes = [torch.zeros((*shape[:3], shape[3] * bits // 8), dtype=stored, device=key.device) for _ in range(2)]
-    scales = [torch.zeros(shape[:3], device=key.device) for _ in range(2)]
-    ring = (codes[0], scales[0], codes[1], scales[1])
-    library.kv_append(key, value, None, *ring, 0, bits)
+def _filled(bits: int, held: KeyValue) -> Ring:
+    shape, stored, card = held.key.shape, CODECS[f"int{bits}"].stored, held.key.device
+    codes = [torch.zeros((*shape[:3], shape[3] * bits // 8), dtype=stored, device=card) for _ in range(2)]
+    scales = [torch.zeros(shape[:3], device=card) for _ in range(2)]
+    ring = Ring(codes[0], scales[0], codes[1], scales[1], bits)
+    library.kv_append(*held, None, ring, 0)
     return ring
 
 

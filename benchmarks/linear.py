@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qarvd.ops.backends.cpu import sums_exactly
 from qarvd.ops.codecs import CODECS, Codec
-from qarvd.ops.cpu import sums_exactly
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight

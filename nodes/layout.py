@@ -12,11 +12,10 @@ from torch import Tensor
 from ..qarvd.checkpoint.quantized import FORMATS, MARKER, read_linear, write_linear
 from ..qarvd.errors import CheckpointError, QarvdError, first_line
 from ..qarvd.ops import reference
-from ..qarvd.ops.backend import REFERENCE
 from ..qarvd.ops.codecs import Codec
+from ..qarvd.ops.linear import prepare
 from ..qarvd.ops.split import ChannelSplit
 from ..qarvd.ops.weight import QuantizedWeight
-from . import prepared
 
 TROUBLE = (QarvdError, ImportError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
 """What a ComfyUI raises whose internals are other than we know."""
@@ -134,6 +133,8 @@ def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:
 
 def _trouble(ops: Any) -> str | None:
     """Why a linear of some format is not loaded, run and stored again by ComfyUI's operations `ops`, or None."""
+    from . import tensors
+
     for name, codec in FORMATS.items():
         weight = _sample(codec)
         bias = torch.linspace(-1, 1, weight.shape[0])
@@ -142,7 +143,8 @@ def _trouble(ops: Any) -> str | None:
         try:
             linear = ops.mixed_precision_ops({}, torch.float32).Linear(*weight.shape[::-1], device="cpu")
             linear.load_state_dict(dict(stored))
-            prepared.lay_out(linear.weight._qdata, weight, REFERENCE)  # to set oneDNN up would take most of the time
+            held = tensors.weight_of(linear.weight)
+            prepare(held, plainly=True)  # to set oneDNN up would take most of the time
             with torch.inference_mode():
                 actual = linear(x)
             written = linear.state_dict()
@@ -157,11 +159,8 @@ def _trouble(ops: Any) -> str | None:
 
 def _product(x: Tensor, weight: QuantizedWeight, bias: Tensor) -> Tensor:
     """What the library means by the linear."""
-    split = weight.split
-    parts = reference.quantize_activation(x, split.order, split.n_outlier, weight.guard)
-    return reference.dual_scale_linear(
-        *parts, weight.codes, weight.scale, weight.zero, bias, split.n_outlier, weight.codec.bits, x.dtype
-    )
+    tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
+    return reference.dual_scale_linear(tokens, weight.packed, bias, x.dtype)
 
 
 def _sample(codec: Codec) -> QuantizedWeight:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..qarvd.checkpoint.quantized import MARKER, read_linear, write_linear
-from ..qarvd.ops.backend import QuantizedActivation
-from ..qarvd.ops.linear import QuantizedLinear
+from ..qarvd.ops.linear import run_linear, share_input
+from ..qarvd.ops.values import QuantizedActivation
 from ..qarvd.ops.weight import QuantizedWeight
 from ..qarvd.quantize.merge import grid_of, round_near
 from .side_branch import is_patched
@@ -37,8 +37,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 
     quantized: QuantizedWeight | None = None
     """As loaded; codes of a patched model differ. None in full precision."""
-    _runner: tuple[QuantizedLinear] | None = None
-    """In a tuple, so that torch does not take it for a part of the model."""
+    _placed: QuantizedWeight | None = None
+    """`quantized` with the codes of `weight` where they are, as the last call found them."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         if f"{prefix}{MARKER}" not in state_dict:
@@ -55,7 +55,7 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> HostedLinear:
         """Follow `.to(device)`: what was laid out for the old place is dropped."""
-        self._runner = None
+        self._placed = None
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor | QuantizedActivation, *args: Any, **kwargs: Any) -> Tensor:
@@ -63,7 +63,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
             return super().forward(x, *args, **kwargs)
         if self.weight_function or self.bias_function:  # a LoRA that ComfyUI adds while running
             return self._patched(x)
-        return self.runner(_device(x))(x)
+        device = _device(x)
+        return run_linear(x, self.placed(device), None if self.bias is None else self.bias.to(device))
 
     def share_input(self, x: Tensor, linears: Sequence[nn.Module]) -> Tensor | QuantizedActivation:
         """`x` quantized once for all of `linears` that read it, where none of them is changed from outside."""
@@ -74,26 +75,15 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
         ]
         if len(plain) < len(linears) or any(linear.weight_function or linear.bias_function for linear in plain):
             return x
-        runners = [linear.runner(x.device) for linear in plain]
-        return runners[0].share_input(x, runners)
+        return share_input(x, [linear.placed(x.device) for linear in plain])
 
-    def runner(self, device: torch.device) -> QuantizedLinear:
-        """Who multiplies on `device`; kept for as long as the weight stays there."""
-        here = self.weight.device == device
-        if here and self._runner and self._runs(self._runner[0]):
-            return self._runner[0]
-        bias = None if self.bias is None else self.bias.to(device)
-        runner = QuantizedLinear(self._weight(self.weight.to(device)), bias)
-        if here:
-            self._runner = (runner,)
-        return runner
-
-    def _runs(self, runner: QuantizedLinear) -> bool:
-        """Whether `runner` still has this layer's tensors: ComfyUI puts others in their place to add a LoRA."""
-        pairs = ((runner.weight.codes, self.weight), (runner.bias, self.bias))
-        return all(
-            a is b is None or (a is not None and b is not None and a.data_ptr() == b.data_ptr()) for a, b in pairs
-        )
+    def placed(self, device: torch.device) -> QuantizedWeight:
+        """What is multiplied on `device`; kept for as long as the weight stays there."""
+        if self.weight.device != device:
+            return self._weight(self.weight.to(device))
+        if self._placed is None or self._placed.codes.data_ptr() != self.weight.data_ptr():
+            self._placed = self._weight(self.weight)  # ComfyUI puts another tensor in its place to add a LoRA
+        return self._placed
 
     def _weight(self, codes: Tensor) -> QuantizedWeight:
         """This weight with other codes, where they are."""
@@ -101,7 +91,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
         zero, device = self.quantized.zero, codes.device
         scale = self.quantized.scale.to(device)
         codec, split = self.quantized.codec, self.quantized.split
-        return QuantizedWeight(codec, split, codes.detach(), scale, None if zero is None else zero.to(device))
+        zero = None if zero is None else zero.to(device)
+        return QuantizedWeight(codec, split, codes.detach(), scale, zero, guard=self.quantized.guard)
 
     def _patched(self, x: Tensor | QuantizedActivation) -> Tensor:
         assert isinstance(x, Tensor)
@@ -135,17 +126,17 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
         weight = weight.to(self.weight.dtype)
         if return_weight:
             return weight
-        self._runner = None
+        self._placed = None
         self.weight = nn.Parameter(weight, requires_grad=False)
         return None
 
 
 def requantize(old: QuantizedWeight, weight: Tensor, seed: int | None) -> Tensor:
     """Packed codes of floats `weight` [out, in] on the grid of `old`."""
-    columns = weight.float()[:, old.split.order.to(weight.device)]
+    columns = old.split.to_columns(weight.float())
     codes = round_near(columns, old.split.n_outlier, grid_of(old.codec, old.scale, old.zero), seed)
     return old.codec.pack(codes.to(torch.int8))
 
 
 def _device(x: Tensor | QuantizedActivation) -> torch.device:
-    return x.device if isinstance(x, Tensor) else x.codes.device
+    return x.device if isinstance(x, Tensor) else x.tokens.codes.device

@@ -21,18 +21,14 @@ from comfy_kitchen.tensor import (
 from torch import Tensor
 
 from ..qarvd.checkpoint.quantized import FORMATS
-from ..qarvd.ops import library
-from ..qarvd.ops.backend import QuantizedActivation
 from ..qarvd.ops.codecs import Codec
-from ..qarvd.ops.cuda import device
-from ..qarvd.ops.weight import QuantizedWeight, guard_of, restore
-from ..qarvd.ops.weight_only import FEW_TOKENS
+from ..qarvd.ops.linear import forget, remembered, run_linear
+from ..qarvd.ops.split import ChannelSplit, to_columns
+from ..qarvd.ops.weight import QuantizedWeight, guard_of
 from ..qarvd.quantize.merge import grid_of, requantize
 from ..qarvd.quantize.outliers import published_split
 from ..qarvd.quantize.rounding.nearest import ROUND
 from ..qarvd.quantize.rounding.task import Task
-from . import prepared
-from .log import warn_once
 
 
 class DualScaleLayout(QuantizedLayout):
@@ -47,10 +43,10 @@ class DualScaleLayout(QuantizedLayout):
         outlier_idx: Tensor
         """int32 [n_outlier], ascending."""
         order: Tensor | None
-        """The input channel of each kernel column, int32 [in]; None without outliers."""
+        """See QuantizedWeight.order."""
         zero: Tensor | None
         """int8 [out, 2]."""
-        n_outlier: int
+        split: ChannelSplit
         guard: float
         """See QuantizedWeight.guard."""
         transposed: bool = False
@@ -61,22 +57,21 @@ class DualScaleLayout(QuantizedLayout):
 
         def copy_from(self, src: Any, non_blocking: bool = False) -> None:
             super().copy_from(src, non_blocking)
-            prepared.forget()
+            forget()
 
     @classmethod
     def params_of(cls, weight: QuantizedWeight, dtype: torch.dtype, where: torch.device | str | None) -> Params:
         """What goes with the codes of `weight`, on the device `where`."""
         outliers = torch.tensor(weight.split.outliers, dtype=torch.int32)
-        order = weight.split.order.int().to(where) if weight.split.n_outlier else None
         zero = None if weight.zero is None else weight.zero.to(where)
         return cls.Params(
             scale=weight.scale.to(where),
             orig_dtype=dtype,
             orig_shape=weight.shape,
             outlier_idx=outliers.to(where),
-            order=order,
+            order=None if weight.order is None else weight.order.to(where),
             zero=zero,
-            n_outlier=weight.split.n_outlier,
+            split=weight.split,
             guard=weight.guard,
         )
 
@@ -101,12 +96,10 @@ class DualScaleLayout(QuantizedLayout):
             return weight.codes, cls.params_of(weight, tensor.dtype, tensor.device)
         codec, near = cls.CODEC, cast(Any, like).to_device(tensor.device)
         old = grid_of(codec, near.scale, near.zero)
-        columns = tensor.float()
-        if near.order is not None:
-            columns = columns[:, near.order.long()]
-        codes, grid = requantize(columns, near.n_outlier, codec, old, stochastic_rounding)
+        columns, n_outlier = to_columns(tensor.float(), near.order), near.split.n_outlier
+        codes, grid = requantize(columns, n_outlier, codec, old, stochastic_rounding)
         zero = None if grid.zero is None else grid.zero.to(torch.int8)
-        guard = guard_of(grid.scale, near.n_outlier)
+        guard = guard_of(grid.scale, n_outlier)
         shape = tuple(tensor.shape)
         params = replace(near, scale=grid.scale, zero=zero, guard=guard, orig_dtype=tensor.dtype, orig_shape=shape)
         return codec.pack(codes.to(torch.int8)), params
@@ -119,8 +112,14 @@ class DualScaleLayout(QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
         """[out, in] in the logical column order, also of a transposed weight."""
-        codes = cls.CODEC.unpack(qdata)
-        return restore(codes, params.scale, params.zero, params.order, params.n_outlier).to(params.orig_dtype)
+        return cls.weight_of(qdata, params).dequantize().to(params.orig_dtype)
+
+    @classmethod
+    def weight_of(cls, qdata: Tensor, params: Params) -> QuantizedWeight:
+        """The library's weight that shares these tensors."""
+        return QuantizedWeight(
+            cls.CODEC, params.split, qdata, params.scale, params.zero, order=params.order, guard=params.guard
+        )
 
     @classmethod
     def get_plain_tensors(cls, qtensor: Any) -> tuple[Tensor, ...]:
@@ -167,22 +166,27 @@ def _transpose(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _linear(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, weight, bias = (*args, None)[:3]
     if kwargs or not _is_ours(weight, transposed=False):
-        return F.linear(*dequantize_args(args), **dequantize_args(kwargs))
+        return F.linear(*_plain(args), **_plain(kwargs))
     return multiply(x, weight, bias)
 
 
 def _addmm(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     bias, x, weight = args
     if kwargs or bias.ndim != 1 or not _is_ours(weight, transposed=True):
-        return torch.addmm(*dequantize_args(args), **dequantize_args(kwargs))
+        return torch.addmm(*_plain(args), **_plain(kwargs))
     return multiply(x, weight, bias)
 
 
 def _mm(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, weight = args
     if kwargs or not _is_ours(weight, transposed=True):
-        return torch.mm(*dequantize_args(args), **dequantize_args(kwargs))
+        return torch.mm(*_plain(args), **_plain(kwargs))
     return multiply(x, weight, None)
+
+
+def _plain(values: Any) -> Any:
+    """Arguments with every quantized tensor dequantized."""
+    return dequantize_args(values)
 
 
 def _is_ours(weight: Any, transposed: bool) -> bool:
@@ -192,22 +196,13 @@ def _is_ours(weight: Any, transposed: bool) -> bool:
 
 
 def multiply(x: Any, weight: Any, bias: Tensor | None) -> Tensor:
-    """`F.linear` of tokens [..., in] with a weight in one of our formats, to the bit as QuantizedLinear computes it."""
-    x = dequantize_args(x)
-    codes, params, layout = weight._qdata, weight._params, weight.layout_cls
-    on_cpu = x.device.type == "cpu"
-    reason = None if on_cpu else device.refuses(x.device)
-    if reason:
-        warn_once(f"Quantized linears are dequantized at every call, which is slower than full precision: {reason}.")
-    if reason or (not on_cpu and x.numel() <= FEW_TOKENS * x.shape[-1]):
-        full = layout.dequantize(codes, replace(params, orig_dtype=torch.float32))
-        return F.linear(x, full.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    tokens, steps, sums = library.quantize_activation(x, params.order, params.n_outlier, params.guard)
-    if on_cpu and type(codes) is Tensor and type(x) is Tensor and not torch.compiler.is_compiling():
-        run = prepared.prepared(codes, params.scale, params.zero, params.outlier_idx, layout.CODEC)
-        return prepared.finish(run, QuantizedActivation(tokens, steps, sums, x.shape, x.dtype), bias)
-    bits = layout.CODEC.bits
-    out = library.dual_scale_linear(
-        tokens, steps, sums, codes, params.scale, params.zero, bias, params.n_outlier, bits, x.dtype
-    )
-    return out.view(*x.shape[:-1], codes.shape[0])
+    """`F.linear` of tokens [..., in] with a weight in one of our formats, as `run_linear` computes it."""
+    return run_linear(_plain(x), weight_of(weight), bias)
+
+
+def weight_of(tensor: Any) -> QuantizedWeight:
+    """The library's weight of a tensor in one of our formats; the same one, until its codes change."""
+    codes, params, layout = tensor._qdata, tensor._params, tensor.layout_cls
+    if type(codes) is not Tensor:  # a graph is being traced
+        return layout.weight_of(codes, params)
+    return remembered(codes, lambda alias: layout.weight_of(alias, params))

@@ -35,12 +35,11 @@ def stored_bytes(weight: Tensor, bits: int, n_outlier: int) -> int:
 def dynamic(split: ChannelSplit) -> Rounded:
     """The runtime's: 8 bits, one step for each token and range, symmetric."""
     part = (torch.arange(split.channels) >= split.n_outlier).long()
-    back = split.order.argsort()
 
     def rounded(x: Tensor) -> Tensor:
         flat = x.flatten(0, -2).float()
-        codes, steps, _ = reference.quantize_activation(flat, split.order, split.n_outlier, 0.0)
-        return (codes.float() * steps[:, part])[:, back].view(x.shape)
+        codes, steps, _ = reference.quantize_activation(flat, split.order(flat.device), split.n_outlier, 0.0)
+        return split.to_logical(codes.float() * steps[:, part]).view(x.shape)
 
     return rounded
 

@@ -95,12 +95,12 @@ class Layer:
     def static(self) -> Static:
         """Activation quantizers of both ranges."""
         step, zero = torch.ones(self.split.channels), torch.zeros(self.split.channels)
-        order, n = self.split.order, self.split.n_outlier
-        weights = torch.ones_like(self.chunk_weights) if n else self.chunk_weights
-        for channels in (order[:n], order[n:]):
-            if len(channels):
-                step[channels], zero[channels] = activation_range(self.ranged[..., channels], weights)
-        return Static(step, zero)
+        weights = torch.ones_like(self.chunk_weights) if self.split.n_outlier else self.chunk_weights
+        ranges = zip(*map(self.split.ranges, (self.split.to_columns(self.ranged), step, zero)), strict=True)
+        for values, its_step, its_zero in ranges:
+            if len(its_step):
+                its_step[:], its_zero[:] = activation_range(values, weights)
+        return Static(self.split.to_logical(step), self.split.to_logical(zero))
 
 
 def nearest(layer: Layer, bits: int) -> Tensor:
@@ -118,11 +118,11 @@ def adaround(layer: Layer, bits: int, static: Static | None, iterations: int = I
     sums made beforehand; the released code draws a few samples a step.
     """
     columns, grid = _columns(layer, bits)
-    order, n = layer.split.order, layer.split.n_outlier
+    split, n = layer.split, layer.split.n_outlier
     weights = torch.ones_like(layer.chunk_weights) if n else layer.chunk_weights
     if static is None:
         rounded = dynamic(layer.split)
-        given, weighted = rounded(layer.samples)[..., order], layer.samples[..., order] * weights[:, None, None]
+        given, weighted = map(split.to_columns, (rounded(layer.samples), layer.samples * weights[:, None, None]))
         gram = (given * weights[:, None, None]).flatten(0, 1).T @ given.flatten(0, 1)
         cross = weighted.flatten(0, 1).T @ given.flatten(0, 1)
         unit, wanted = 2 / (len(layer.samples) * len(columns)), columns @ cross
@@ -130,9 +130,9 @@ def adaround(layer: Layer, bits: int, static: Static | None, iterations: int = I
         return _logical(layer, codes, grid), rounded
 
     generator = torch.Generator().manual_seed(0)
-    samples, targets = layer.samples[..., order], F.linear(layer.samples, layer.weight)
-    part, zero = (torch.arange(layer.split.channels) >= n).long(), static.zero[order]
-    steps = static.step[order][[0, -1]].clone().requires_grad_()  # of the outlier and of the normal range
+    samples, targets = split.to_columns(layer.samples), F.linear(layer.samples, layer.weight)
+    part, zero = (torch.arange(layer.split.channels) >= n).long(), split.to_columns(static.zero)
+    steps = split.to_columns(static.step)[[0, -1]].clone().requires_grad_()  # of the outlier and of the normal range
     optimizer = torch.optim.Adam([steps], ACTIVATION_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
 
@@ -151,21 +151,17 @@ def adaround(layer: Layer, bits: int, static: Static | None, iterations: int = I
         return value.grad
 
     codes = learn(columns, grid, n, gradient, iterations)
-    learned = torch.empty_like(static.step)
-    learned[order] = steps.detach()[part]
-    return _logical(layer, codes, grid), Static(learned, static.zero)
+    return _logical(layer, codes, grid), Static(split.to_logical(steps.detach()[part]), static.zero)
 
 
 def _columns(layer: Layer, bits: int) -> tuple[Tensor, Grid]:
-    columns = layer.weight.detach().float()[:, layer.split.order]
+    columns = layer.split.to_columns(layer.weight.detach().float())
     return columns, weight_grid(columns, layer.split.n_outlier, bits)
 
 
 def _logical(layer: Layer, codes: Tensor, grid: Grid) -> Tensor:
     scale, zero = grid.per_column(layer.split.n_outlier, layer.split.channels)
-    logical = torch.empty_like(codes)
-    logical[:, layer.split.order] = scale * (codes - zero)
-    return logical
+    return layer.split.to_logical(scale * (codes - zero))
 
 
 def quantize(

@@ -28,14 +28,14 @@ def rotation(split: ChannelSplit, signs: bool = False) -> Tensor:
 
     Without signs, one of its columns gathers the mean of the channels, which may stand out itself.
     """
-    transform = torch.eye(split.channels)
-    for channels in (split.order[: split.n_outlier], split.order[split.n_outlier :]):
-        width = next(w for w in (WIDEST >> i for i in range(9)) if len(channels) % w == 0)
+    blocks = []
+    for channels in (split.n_outlier, split.channels - split.n_outlier):
+        width = next(w for w in (WIDEST >> i for i in range(9)) if channels % w == 0)
         block = torch.ones(1, 1)
         while len(block) < width:
             block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)]) / 2**0.5
-        for part in channels.view(-1, width):
-            transform[part[:, None], part] = block
+        blocks += [block] * (channels // width)
+    transform = split.square_to_logical(torch.block_diag(*blocks))
     if signs:
         transform *= torch.randint(2, (split.channels, 1), generator=torch.Generator().manual_seed(0)) * 2 - 1
     return transform

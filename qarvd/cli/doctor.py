@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..errors import DeviceError, QarvdError, first_line
-from ..ops.backend import Standing, who_runs
+from ..ops.backends.registry import Standing, who_runs
 from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
 from ..ops.cuda.driver import Driver

@@ -19,8 +19,8 @@ from ..calibrate.horizon import HORIZONS
 from ..calibrate.rollout import Setting
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
+from ..ops.backends.weight_only import WEIGHT_ONLY
 from ..ops.linear import QuantizedLinear
-from ..ops.weight_only import WEIGHT_ONLY
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
 from .time_budget import NO_REST, Clock, RemainingWork

@@ -1,4 +1,4 @@
-"""A linear layer that stores packed codes only and multiplies them as integers."""
+"""The one way to run a quantized linear, and the module that does so."""
 
 from __future__ import annotations
 
@@ -6,101 +6,135 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ShapeError
-from . import library
-from .backend import Backend, QuantizedActivation, Run, choose
+from ..log import LOGGER, warn_once
+from .backends import registry
+from .backends.base import Backend, quantize
+from .backends.reference import REFERENCE
+from .values import Prepared, QuantizedActivation
 from .weight import QuantizedWeight
-from .weight_only import FEW_TOKENS, WEIGHT_ONLY
+
+
+def run_linear(x: Tensor | QuantizedActivation, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """`F.linear` of tokens [..., in], or of what `share_input` made of them: [..., out] of the tokens' dtype.
+
+    The first call prepares the weight, if `prepare` has not. Raises ShapeError for tokens of another width.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"A linear of {weight.shape[1]} input channels can't take tokens of shape {tuple(x.shape)}.")
+    prepared = prepare(weight)
+    if isinstance(x, Tensor):
+        return prepared.run(x, bias)
+    assert prepared.run_quantized is not None, "tokens were shared with a linear that can't take them"
+    return prepared.run_quantized(x, bias)
+
+
+def share_input(x: Tensor, weights: Sequence[QuantizedWeight]) -> Tensor | QuantizedActivation:
+    """`x` [..., in] quantized once for linears of all these weights, if that is possible and pays; else `x` itself."""
+    every = [prepare(weight) for weight in weights]
+    few = x.numel() <= max(prepared.few for prepared in every) * x.shape[-1]
+    if few or any(w.split != weights[0].split for w in weights) or any(p.run_quantized is None for p in every):
+        return x
+    return quantize(x, weights[0], max(weight.guard for weight in weights))
+
+
+def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
+    """Do now all that the first call would have to allocate or load.
+
+    `plainly` takes the reference, which lays nothing out. While a graph is traced, nothing is kept.
+    """
+    if weight.prepared is not None:
+        return weight.prepared
+    if torch.compiler.is_compiling():
+        return REFERENCE.prepare(weight)
+    backend = REFERENCE if plainly else registry.choose(weight)
+    prepared = backend.prepare(weight)
+    object.__setattr__(weight, "prepared", prepared)
+    if not plainly:
+        _tell(weight, backend)
+    return prepared
+
+
+def _tell(weight: QuantizedWeight, backend: Backend) -> None:
+    (out, channels), where = weight.shape, weight.codes.device
+    why = "; ".join(f"{name}: {reason}" for name, reason in registry.refusals(weight).items()) or "the first choice"
+    LOGGER.debug("%d -> %d, w%d, on %s: %s (%s)", channels, out, weight.codec.bits, where, backend.name, why)
+    caveat = backend.caveat(weight)
+    if caveat:
+        warn_once(caveat)
+
+
+force_backend = registry.force
+
+
+_REMEMBERED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By the tensor of codes, (weight, torch's count of changes of the codes in place); an entry goes with its tensor."""
+
+
+def remembered(codes: Tensor, make: Callable[[Tensor], QuantizedWeight]) -> QuantizedWeight:
+    """The weight whose codes are the tensor `codes`, for owners that keep tensors only, such as ComfyUI.
+
+    `make` is given those codes at the first call, and after each change in place (which torch does not count in
+    inference mode: see `forget`).
+    """
+    version = None if codes.is_inference() else codes._version
+    found = _REMEMBERED.get(codes)
+    if found is not None and found[1] == version:
+        return found[0]
+    weight = make(_alias(codes))
+    _REMEMBERED[codes] = weight, version
+    return weight
+
+
+def forget() -> None:
+    """Make every remembered weight anew: some was overwritten in place."""
+    _REMEMBERED.clear()
+
+
+def _alias(codes: Tensor) -> Tensor:
+    """The same memory without a reference to the tensor, which else would keep its own entry alive."""
+    return torch.empty(0, dtype=codes.dtype, device=codes.device).set_(
+        codes.untyped_storage(), codes.storage_offset(), codes.shape, codes.stride()
+    )
 
 
 class QuantizedLinear(nn.Module):
     """`F.linear` on a QuantizedWeight, with activations quantized per token and range at each call.
 
-    What it stores is the packed codes; what its backend lays out for itself in `prepare` (on a CPU a byte per code)
-    comes on top.
+    What it stores is the packed codes; what its backend lays out for itself (on a CPU a byte per code) comes on top.
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._order = _order(weight)
-        self._of_codes: Run | None = None
-        self._of_floats: Run | None = None
 
     @property
     def backend(self) -> Backend:
         """Who runs this layer where its weight lies."""
-        return choose(self.weight)
+        return registry.choose(self.weight)
 
     def prepare(self) -> None:
         """Do now all that the first call would have to allocate or load."""
-        if self._of_codes is None and self._of_floats is None:
-            backend = self.backend
-            run = backend.prepare(self.weight, self.bias)
-            if backend.takes_floats:
-                self._of_floats = run
-                return
-            self._of_codes = run
-            if WEIGHT_ONLY.refuses(self.weight) is None:
-                self._of_floats = WEIGHT_ONLY.prepare(self.weight, self.bias)
-
-    def _takes_floats(self, x: Tensor) -> bool:
-        """Whether tokens `x` are multiplied as they are."""
-        few = x.numel() <= FEW_TOKENS * x.shape[-1]
-        return self._of_floats is not None and (few or self._of_codes is None)
-
-    def quantize(self, x: Tensor, guard: float) -> QuantizedActivation:
-        """Quantize `x` [..., in] for this layer, and for others with its split and at most this guard.
-
-        Raises ShapeError for tokens of another width.
-        """
-        self._check(x)
-        codes, scale, sums = library.quantize_activation(x, self._order, self.weight.split.n_outlier, guard)
-        return QuantizedActivation(codes, scale, sums, x.shape, x.dtype)
-
-    def _check(self, x: Tensor) -> None:
-        if x.shape[-1] != self.weight.shape[1]:
-            raise ShapeError(f"Tokens of shape {tuple(x.shape)} came to a linear of {self.weight.shape[1]} channels.")
+        prepare(self.weight)
 
     def share_input(self, x: Tensor, linears: Sequence[nn.Module]) -> Tensor | QuantizedActivation:
-        """`x` quantized once for all of `linears`, where they are quantized with one split."""
+        """`x` quantized once for all of `linears`, if they are quantized with one split."""
         weights = [linear.weight for linear in linears if isinstance(linear, QuantizedLinear)]
-        self.prepare()
-        differ = len(weights) < len(linears) or any(w.split != self.weight.split for w in weights)
-        if differ or self._takes_floats(x):
-            return x
-        return self.quantize(x, max(w.guard for w in weights))
+        return x if len(weights) < len(linears) else share_input(x, weights)
 
     def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
-        self.prepare()
-        if isinstance(x, Tensor):
-            if self._takes_floats(x):
-                assert self._of_floats is not None
-                self._check(x)
-                return self._of_floats(x)
-            x = self.quantize(x, self.weight.guard)
-        assert self._of_codes is not None
-        return self._of_codes(x).view(*x.shape[:-1], self.weight.shape[0])
+        return run_linear(x, self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Follow `.to(device)`; codes and scales keep their dtypes."""
         super()._apply(fn, recurse)
-        device = fn(torch.empty(0, device=self.weight.codes.device)).device
-        self.weight, self._of_codes, self._of_floats = self.weight.to(device), None, None
-        self._order = _order(self.weight)
+        self.weight = self.weight.to(fn(torch.empty(0, device=self.weight.codes.device)).device)
         return self
 
     def extra_repr(self) -> str:
         out, channels = self.weight.shape
         split = self.weight.split
         return f"{channels} -> {out}, {self.weight.codec.bits} bits, {split.n_outlier} outlier channels"
-
-
-def _order(weight: QuantizedWeight) -> Tensor | None:
-    """The input channel of each column where the weight lies, in the integers that are gathered by there."""
-    if not weight.split.n_outlier:
-        return None
-    wanted = torch.int32 if weight.codes.device.type == "cuda" else torch.int64
-    return weight.split.order.to(weight.codes.device, wanted)

@@ -1,5 +1,7 @@
 """What each op means, to the bit, in plain torch. Every other backend is a faster twin of this file.
 
+`library` checks what comes here (`checks`).
+
 Shapes: M rows (tokens), K input channels, N output channels; the first `n_outlier` columns of the kernel's column
 order are the outlier range, the others the normal range.
 """
@@ -12,9 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .codecs import codec_of
-from .product import check_activation, check_linear
-from .ring import check_append, check_attention, codec_of_ring
+from ..float64 import to_float64
+from .codecs import cache_codec_of, codec_of
+from .split import to_columns
+from .values import KeyValue, PackedWeight, Ring, Tokens
 
 QMAX = 127
 QUERY_QMAX = 32512
@@ -38,18 +41,14 @@ def _whole(x: Tensor, scale: Tensor, qmax: int) -> Tensor:
     return (x.float() * (1.0 / scale)).round_().clamp_(-qmax, qmax)
 
 
-def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
     """Permute columns and quantize each token in two ranges.
 
     `x` [..., K] float; `order` int [K], the input column of each kernel column (None: as they are); `guard` is the
-    least ratio of the normal to the outlier scale that keeps the linear's accumulator below 2^30.
-    Returns codes int8 [M, K], scales float32 [M, 2] (outlier, normal; 0 where there is no outlier range), and the sum
-    of the codes of each range, int32 [M, 2]. Raises ShapeError for what does not fit.
+    least ratio of the normal to the outlier scale that keeps the linear's accumulator below 2^30. The scale of an
+    empty outlier range is 0.
     """
-    check_activation(x, order, n_outlier)
-    rows = x.reshape(-1, x.shape[-1]).float()
-    if order is not None:
-        rows = rows.gather(1, order.long().expand(len(rows), -1))  # several times faster than indexing on a CPU
+    rows = to_columns(x.reshape(-1, x.shape[-1]).float(), order)
     outlier, normal = rows[:, :n_outlier], rows[:, n_outlier:]
     normal_scale = symmetric_scale(normal.abs().amax(1, keepdim=True))
     if n_outlier:
@@ -62,47 +61,33 @@ def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: 
         parts.insert(0, to_codes(outlier, outlier_scale))
     codes = torch.cat(parts, dim=1)
     sums = torch.stack([part.sum(1, dtype=torch.int32) for part in (codes[:, :n_outlier], codes[:, n_outlier:])], dim=1)
-    return codes, torch.cat([outlier_scale, normal_scale], dim=1), sums
+    return Tokens(codes, torch.cat([outlier_scale, normal_scale], dim=1), sums)
 
 
-def dual_scale_linear(
-    codes: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero: Tensor | None,
-    bias: Tensor | None,
-    n_outlier: int,
-    bits: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Multiply quantized tokens by quantized weights: one K loop, rescaled once where the ranges meet.
+def dual_scale_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiply quantized tokens by a quantized weight [N, K]: one K loop, rescaled once where the ranges meet.
 
-    `codes`, `scale`, `sums` come from `quantize_activation`; `weight` holds the packed codes of [N, K] in the
-    codec of `bits` bits, `weight_scale` float32 [N, 2], `weight_zero` int8 [N, 2], `bias` [N]. Returns [M, N] of
-    `dtype`.
+    `bias` [N]. Returns [M, N] of `dtype`.
 
     The outlier range is accumulated first; then the accumulator becomes rint(float(acc) * ratio), the ratio being
     that of the two ranges' scales, and the normal range is added to it. Epilogue, float32, in this order: product of
-    the normal scales, product with the accumulator, zero points, bias. Raises ShapeError for what does not fit.
+    the normal scales, product with the accumulator, zero points, bias.
     """
-    check_linear(codes, scale, sums, weight, weight_scale, weight_zero, bias, n_outlier, bits, dtype)
-    codec = codec_of(bits)
-    weight, unit = codec.unpack(weight), codec.unit
-    outlier_x, normal_x = scale.unbind(1)
-    outlier_w, normal_w = weight_scale.unbind(1)
-    total = _integer_product(codes[:, n_outlier:], weight[:, n_outlier:]) * unit
-    if n_outlier:
-        first = _integer_product(codes[:, :n_outlier], weight[:, :n_outlier]) * unit
+    codec, n = codec_of(weight.bits), weight.n_outlier
+    codes, unit = codec.unpack(weight.codes), codec.unit
+    outlier_x, normal_x = tokens.scale.unbind(1)
+    outlier_w, normal_w = weight.scale.unbind(1)
+    total = _integer_product(tokens.codes[:, n:], codes[:, n:]) * unit
+    if n:
+        first = _integer_product(tokens.codes[:, :n], codes[:, :n]) * unit
         ratio = (outlier_x / normal_x)[:, None] * (outlier_w / normal_w)
         total = (first.float() * ratio).round().long() + total
     out = total.float() * (normal_x[:, None] * (normal_w * (1.0 / unit)))
-    if weight_zero is not None:
-        outlier_zero, normal_zero = weight_zero.float().unbind(1)
-        shift = (normal_x * sums[:, 1])[:, None] * (normal_w * normal_zero)
-        if n_outlier:
-            shift = (outlier_x * sums[:, 0])[:, None] * (outlier_w * outlier_zero) + shift
+    if weight.zero is not None:
+        outlier_zero, normal_zero = weight.zero.float().unbind(1)
+        shift = (normal_x * tokens.sums[:, 1])[:, None] * (normal_w * normal_zero)
+        if n:
+            shift = (outlier_x * tokens.sums[:, 0])[:, None] * (outlier_w * outlier_zero) + shift
         out = out - shift
     if bias is not None:
         out = out + bias.float()
@@ -111,34 +96,26 @@ def dual_scale_linear(
 
 def _integer_product(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] @ b [N, K]^T of integers, exact: float64 holds every partial sum."""
-    return (a.double() @ b.double().T).long()
+    return (to_float64(a) @ to_float64(b).T).long().to(a.device)
 
 
-def kv_append(
-    key: Tensor,
-    value: Tensor,
-    key_offset: Tensor | None,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
-    position: int,
-    bits: int = 8,
-) -> None:
+def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:
     """Quantize tokens into a ring: token i goes to slot (position + i) mod capacity; nothing else changes.
 
-    `key` (rotated) and `value` [batch, heads, tokens, head_dim]; the ring's tensors as `ring.Ring` says, with a scale
-    per token and head that is the largest magnitude over 127 (8 bits) or 7 (4 bits); `key_offset` [batch, heads,
-    head_dim] is taken off every key first (the same in `kv_attention`). Raises ShapeError for what does not fit.
+    `key` (rotated) and `value` [batch, heads, tokens, head_dim]; a token's scale in a head is the largest magnitude
+    over 127 (8 bits) or 7 (4 bits); `key_offset` [batch, heads, head_dim] is taken off every key first (the same in
+    `kv_attention`).
     """
-    check_append(key, value, key_offset, (key_codes, key_scale, value_codes, value_scale), position, bits)
-    codec = codec_of_ring(bits)
+    codec = cache_codec_of(ring.bits)
     if key_offset is not None:
         key = key.float() - key_offset.float().unsqueeze(2)
-    for x, codes, scale in ((key, key_codes, key_scale), (value, value_codes, value_scale)):
+    for x, codes, scale in (
+        (key, ring.key_codes, ring.key_scale),
+        (value, ring.value_codes, ring.value_scale),
+    ):
         step = symmetric_scale(x.abs().amax(-1), codec.high)
         packed = codec.pack(to_codes(x, step.unsqueeze(-1), codec.high))
-        for source, slots in ring_runs(position, key.shape[2], key_codes.shape[2]):
+        for source, slots in ring_runs(position, key.shape[2], ring.capacity):
             codes[:, :, slots], scale[:, :, slots] = packed[:, :, source], step[:, :, source]
 
 
@@ -160,42 +137,34 @@ def query_codes(query: Tensor) -> tuple[Tensor, Tensor]:
 
 def kv_attention(
     query: Tensor,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
+    ring: Ring,
     length: int,
     key_offset: Tensor | None,
-    sink_key: Tensor | None,
-    sink_value: Tensor | None,
-    new_key: Tensor | None,
-    new_value: Tensor | None,
-    bits: int = 8,
+    sink: KeyValue | None,
+    new: KeyValue | None,
 ) -> Tensor:
     """Attend to the first `length` slots of a ring, and to a sink and a newest chunk held in floating point.
 
-    `query` [batch, heads, M, head_dim]; ring tensors as in `kv_append`; sink and new [batch, heads, n, head_dim].
+    `query` [batch, heads, M, head_dim]; sink and new [batch, heads, n, head_dim].
     Queries get 16-bit codes c, a scale per token and head, because 8-bit ones alone would cost 7e-3 of the result
     (Gaussian data, 8,192 keys, head_dim 128) and raise an int8 ring's error to 1.23x; 16-bit ones cost 3e-5. Split
     into two signed bytes, (c + 128) >> 8 and the rest, they meet the ring's keys as integers. Scores are float32(dot)
     * (query scale * key scale); softmax and the product with the values are float32. Returns the shape and dtype of
-    `query`, zeros where there is nothing to attend to. Raises ShapeError for what does not fit.
+    `query`, zeros if there is nothing to attend to.
     """
-    ring = (key_codes, key_scale, value_codes, value_scale)
-    check_attention(query, ring, length, key_offset, (sink_key, sink_value), (new_key, new_value), bits)
-    unpack = codec_of_ring(bits).unpack
+    unpack = cache_codec_of(ring.bits).unpack
     wide = query.float()
     codes, step = query_codes(wide)
     high = ((codes + 128) * (1 / 256)).floor_()
-    keys = unpack(key_codes[:, :, :length]).float().mT
+    keys = unpack(ring.key_codes[:, :, :length]).float().mT
     # Both products are exact, being below 2^24; the sum of the two is rounded once.
     dots = torch.add((codes - 256 * high) @ keys, high @ keys, alpha=256)
-    scores = [dots * (step * key_scale[:, :, None, :length])]
-    values = [unpack(value_codes[:, :, :length]).float() * value_scale[:, :, :length, None]]
-    for key, value in ((sink_key, sink_value), (new_key, new_value)):
-        if key is not None and value is not None:
-            shifted = key.float() if key_offset is None else key.float() - key_offset.float().unsqueeze(2)
-            scores.append(wide @ shifted.mT)
-            values.append(value.float())
+    scores = [dots * (step * ring.key_scale[:, :, None, :length])]
+    values = [unpack(ring.value_codes[:, :, :length]).float() * ring.value_scale[:, :, :length, None]]
+    for held in (sink, new):
+        if held is not None:
+            key = held.key.float() if key_offset is None else held.key.float() - key_offset.float().unsqueeze(2)
+            scores.append(wide @ key.mT)
+            values.append(held.value.float())
     weights = (torch.cat(scores, dim=-1) * (1.0 / math.sqrt(query.shape[-1]))).softmax(-1)
     return (weights @ torch.cat(values, dim=2)).to(query.dtype)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import library, reference
-from .backend import REFERENCE, QuantizedActivation, choose
-from .codecs import CODECS, Codec, codec_of
+from .backends.registry import choose
+from .codecs import CACHE_CODECS, CODECS, Codec
 from .split import ChannelSplit
+from .values import KeyValue, QuantizedActivation, Ring, Tokens
 from .weight import QuantizedWeight
 
 Check = Callable[[torch.device, torch.dtype], float]
@@ -24,7 +25,7 @@ ROUNDING = 8 * 2.0**-23
 
 
 def checks() -> dict[str, Check]:
-    """A check for each op of `backend.who_runs`."""
+    """A check for each op of `registry.who_runs`."""
     linears = {
         f"dual_scale_linear {codec.format.removeprefix('qarvd_')}": partial(_linear, codec) for codec in CODECS.values()
     }
@@ -43,15 +44,15 @@ def _draws() -> Callable[..., Tensor]:
     return partial(torch.randn, generator=torch.Generator().manual_seed(0))
 
 
-def _worst(came: Tensor, due: Tensor, allowed: Tensor | float) -> float:
+def _worst(actual: Tensor, expected: Tensor, allowed: Tensor | float) -> float:
     """Largest error as a share of what is allowed; infinite for what is no number."""
-    share = (came.cpu().double() - due.double()).abs() / allowed
+    share = (actual.cpu().double() - expected.double()).abs() / allowed
     return share.nan_to_num(nan=math.inf).max().item()
 
 
-def _difference(came: tuple[Tensor, ...], due: tuple[Tensor, ...]) -> float:
-    """0 where all tensors are equal, else infinite."""
-    return 0.0 if all(torch.equal(a.cpu(), b) for a, b in zip(came, due, strict=True)) else math.inf
+def _difference(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """0 if all tensors are equal, else infinite."""
+    return 0.0 if all(torch.equal(a.cpu(), b) for a, b in zip(actual, expected, strict=True)) else math.inf
 
 
 def _weight(codec: Codec) -> QuantizedWeight:
@@ -66,43 +67,67 @@ def _weight(codec: Codec) -> QuantizedWeight:
 def _activation(device: torch.device, dtype: torch.dtype) -> float:
     draw, split = _draws(), ChannelSplit.of(160, range(3, 160, 5))
     x = draw(9, 160).to(dtype)
-    came = library.quantize_activation(x.to(device), split.order.to(device), split.n_outlier, 0.1)
-    return _difference(came, reference.quantize_activation(x, split.order, split.n_outlier, 0.1))
+    actual = library.quantize_activation(x.to(device), split.order(device), split.n_outlier, 0.1)
+    return _difference(actual, reference.quantize_activation(x, split.order(_CPU), split.n_outlier, 0.1))
 
 
 def _linear(codec: Codec, device: torch.device, dtype: torch.dtype) -> float:
-    """Allowed: half a unit of the normal range, and rounding."""
+    """From tokens in floating point, many and few, and from quantized ones, if this backend shares those."""
     draw, weight = _draws(), _weight(codec)
-    x, bias, n = draw(33, 160), draw(72), weight.split.n_outlier
-    quantized = reference.quantize_activation(x, weight.split.order, n, weight.guard)
-    there = weight.to(device)
-    run = choose(there).prepare(there, bias.to(device))
-    codes, scale, sums = quantized
-    came = run(QuantizedActivation(codes.to(device), scale.to(device), sums.to(device), x.shape, dtype))
-    due = REFERENCE.prepare(weight, bias)(QuantizedActivation(*quantized, x.shape, torch.float32))
+    x, bias, there = draw(33, 160).to(dtype), draw(72), weight.to(device)
+    prepared = choose(there).prepare(there)
+    worst = 0.0
+    for some in (x, x[:5]):
+        worst = max(worst, _worst(prepared.run(some.to(device), bias.to(device)), *_float_product(some, weight, bias)))
+    if prepared.run_quantized is None:
+        return worst
+    tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
+    shared = QuantizedActivation(Tokens(*(t.to(device) for t in tokens)), x.shape, dtype)
+    actual = prepared.run_quantized(shared, bias.to(device))
+    return max(worst, _worst(actual, *_integer_product(tokens, weight, bias, dtype)))
 
-    most, wide = codes.double().abs(), codec.unpack(weight.codes).double().abs()
-    steps = scale[:, None].double() * weight.scale.double()  # [M, N, 2]
+
+def _float_product(x: Tensor, weight: QuantizedWeight, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The product with the dequantized weight, and the error allowed: half a step of every token's channel, half a
+    unit of the normal range, and rounding to the tokens' dtype."""
+    wide, columns = weight.dequantize().double(), weight.columns().double().abs()
+    expected = x.double() @ wide.T + bias
+    steps = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard).scale.double()
+    outlier, normal = (part.sum(1) for part in weight.split.ranges(columns))  # [N]
+    half = 0.5 * (steps[:, :1] * outlier + steps[:, 1:] * (normal + weight.scale[:, 1]))
+    magnitude = x.double().abs() @ wide.abs().T + bias.abs()
+    return expected, half + (torch.finfo(x.dtype).eps + ROUNDING) * magnitude
+
+
+def _integer_product(
+    tokens: Tokens, weight: QuantizedWeight, bias: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What the reference computes, and the error allowed: half a unit of the normal range, and rounding."""
+    expected = reference.dual_scale_linear(tokens, weight.packed, bias, torch.float32)
+    n, most, wide = (
+        weight.split.n_outlier,
+        tokens.codes.double().abs(),
+        weight.codec.unpack(weight.codes).double().abs(),
+    )
+    steps = tokens.scale[:, None].double() * weight.scale.double()  # [M, N, 2]
     terms = torch.stack([most[:, part] @ wide[:, part].T for part in (slice(n), slice(n, None))], dim=-1)
     assert weight.zero is not None
-    magnitude = (steps * (terms + sums[:, None].double().abs() * weight.zero.double().abs())).sum(-1) + bias.abs()
-    unit = steps[..., 1] / codec.unit
-    return _worst(came, due, 0.5 * unit + ROUNDING * magnitude + torch.finfo(dtype).eps * due.abs())
+    zeros = tokens.sums[:, None].double().abs() * weight.zero.double().abs()
+    magnitude = (steps * (terms + zeros)).sum(-1) + bias.abs()
+    unit = steps[..., 1] / weight.codec.unit
+    return expected, 0.5 * unit + ROUNDING * magnitude + torch.finfo(dtype).eps * expected.abs()
 
 
-_Ring = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _ring(bits: int, device: torch.device) -> _Ring:
+def _ring(codec: Codec, device: torch.device) -> Ring:
     """An empty ring of 96 slots for 2 heads of 64 channels."""
 
     def codes() -> Tensor:
-        return torch.zeros(1, 2, 96, 64 * bits // 8, dtype=codec_of(bits).stored, device=device)
+        return torch.zeros(1, 2, 96, 64 * codec.bits // 8, dtype=codec.stored, device=device)
 
     def scale() -> Tensor:
         return torch.zeros(1, 2, 96, device=device)
 
-    return codes(), scale(), codes(), scale()
+    return Ring(codes(), scale(), codes(), scale(), codec.bits)
 
 
 def _append(device: torch.device, dtype: torch.dtype) -> float:
@@ -110,11 +135,11 @@ def _append(device: torch.device, dtype: torch.dtype) -> float:
     draw = _draws()
     key, value, offset = draw(1, 2, 60, 64).to(dtype), draw(1, 2, 60, 64).to(dtype), draw(1, 2, 64)
     worst = 0.0
-    for bits in _ring_bits():
-        came, due = _ring(bits, device), _ring(bits, _CPU)
-        library.kv_append(key.to(device), value.to(device), offset.to(device), *came, 76, bits)
-        reference.kv_append(key, value, offset, *due, 76, bits)
-        worst = max(worst, _difference(came, due))
+    for codec in CACHE_CODECS.values():
+        actual, expected = _ring(codec, device), _ring(codec, _CPU)
+        library.kv_append(key.to(device), value.to(device), offset.to(device), actual, 76)
+        reference.kv_append(key, value, offset, expected, 76)
+        worst = max(worst, _difference(actual.tensors, expected.tensors))
     return worst
 
 
@@ -122,20 +147,15 @@ def _attention(device: torch.device, dtype: torch.dtype) -> float:
     """Allowed, relative to the largest value: a few roundings of keys, weights and values in `dtype`."""
     draw = _draws()
     query, key, value = (draw(1, 2, tokens, 64).to(dtype) for tokens in (7, 60, 60))
-    sink_key, sink_value, new_key, new_value = (draw(1, 2, tokens, 64).to(dtype) for tokens in (5, 5, 9, 9))
-    held = (sink_key, sink_value, new_key, new_value)
+    sink, new = (KeyValue(*(draw(1, 2, tokens, 64).to(dtype) for _ in range(2))) for tokens in (5, 9))
     offset = draw(1, 2, 64)
     allowed = (4 * torch.finfo(dtype).eps + 1e-5) * value.abs().max().item()
     worst = 0.0
-    for bits in _ring_bits():
-        ring = _ring(bits, _CPU)
-        reference.kv_append(key, value, offset, *ring, 0, bits)
-        due = reference.kv_attention(query.float(), *ring, 60, offset, *held, bits)
-        before, after = ([t.to(device) for t in tensors] for tensors in ((query, *ring), (offset, *held)))
-        came = library.kv_attention(*before, 60, *after, bits)
-        worst = max(worst, _worst(came, due, allowed))
+    for codec in CACHE_CODECS.values():
+        ring = _ring(codec, _CPU)
+        reference.kv_append(key, value, offset, ring, 0)
+        expected = reference.kv_attention(query.float(), ring, 60, offset, sink, new)
+        held = [KeyValue(*(t.to(device) for t in pair)) for pair in (sink, new)]
+        actual = library.kv_attention(query.to(device), ring.to(device), 60, offset.to(device), *held)
+        worst = max(worst, _worst(actual, expected, allowed))
     return worst
-
-
-def _ring_bits() -> list[int]:
-    return sorted(codec.bits for codec in CODECS.values())

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
 from .codecs import Codec
-from .split import ChannelSplit
+from .split import ChannelSplit, to_logical
+from .values import PackedWeight, Prepared
 
 LEAST_RATIO = 1 / 256
 """The normal scale is at least this much of the outlier scale, so that one near-zero row can't ruin the guard."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """Codes in the kernel's column order, with a scale for each of the two ranges.
 
-    `codes` are the codec's bytes of int8 [out, in]; `scale` is float32 [out, 2] (outlier, normal); `zero`, where the
-    weight is asymmetric, int8 [out, 2]: a weight is scale * (code - zero).
+    `codes` are the codec's bytes of int8 [out, in]; `scale` is float32 [out, 2] (outlier, normal); `zero`, if the
+    weight is asymmetric, int8 [out, 2]: a weight is scale * (code - zero). Raises ShapeError for what does not fit.
     """
 
     codec: Codec
@@ -29,6 +31,13 @@ class QuantizedWeight:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None = None
+    order: Tensor | None = field(default=None, repr=False)
+    """`split.order` where the codes are; made if not given."""
+    guard: float = field(default=math.nan, repr=False)
+    """Least ratio of normal to outlier activation scale that keeps the accumulator below 2^30 at the fold; computed if
+    not given."""
+    prepared: Prepared | None = field(default=None, init=False, repr=False)
+    """How it runs, from the first call on; `linear.prepare` sets it."""
 
     def __post_init__(self) -> None:
         out = self.codes.shape[0]
@@ -39,6 +48,14 @@ class QuantizedWeight:
                 f"Codes of shape {tuple(self.codes.shape)} and scales of shape {tuple(self.scale.shape)} do not fit "
                 f"{self.split.channels} input channels at {self.codec.bits} bits; expected {expected} and {(out, 2)}."
             )
+        if self.split.n_outlier and self.order is None:
+            object.__setattr__(self, "order", self.split.order(self.codes.device))
+        if math.isnan(self.guard):
+            object.__setattr__(self, "guard", guard_of(self.scale, self.split.n_outlier))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are prepared anew: what a backend laid out belongs to the tensors of this one."""
+        return {**vars(self), "prepared": None}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,25 +68,24 @@ class QuantizedWeight:
         zero = 0 if self.zero is None else self.zero.nbytes
         return self.codes.nbytes + self.scale.nbytes + zero + 4 * self.split.n_outlier
 
-    @cached_property
-    def guard(self) -> float:
-        """Least ratio of normal to outlier activation scale that keeps the accumulator below 2^30 at the fold."""
-        return guard_of(self.scale, self.split.n_outlier)
+    @property
+    def packed(self) -> PackedWeight:
+        """What the product reads."""
+        return PackedWeight(self.codes, self.scale, self.zero, self.split.n_outlier, self.codec.bits)
 
     def dequantize(self) -> Tensor:
         """Float32 [out, in] in the logical column order."""
-        n = self.split.n_outlier
-        order = self.split.order.to(self.codes.device) if n else None
-        return restore(self.codec.unpack(self.codes), self.scale, self.zero, order, n)
+        return to_logical(self.columns(), self.order)
 
     def columns(self) -> Tensor:
         """Float32 [out, in] in the kernel's column order."""
-        return restore(self.codec.unpack(self.codes), self.scale, self.zero, None, self.split.n_outlier)
+        return restore(self.codec.unpack(self.codes), self.scale, self.zero, self.split.n_outlier)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight on another device."""
+        codes, scale = self.codes.to(device), self.scale.to(device)
         zero = None if self.zero is None else self.zero.to(device)
-        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero)
+        return QuantizedWeight(self.codec, self.split, codes, scale, zero, guard=self.guard)
 
 
 def guard_of(scale: Tensor, n_outlier: int) -> float:
@@ -80,22 +96,17 @@ def guard_of(scale: Tensor, n_outlier: int) -> float:
     return n_outlier * 127 * 128 * (scale[:, 0] / scale[:, 1]).max().item() / 2**30
 
 
-def restore(codes: Tensor, scale: Tensor, zero: Tensor | None, order: Tensor | None, n_outlier: int) -> Tensor:
-    """Float32 [out, in] in the logical column order, from unpacked `codes` [out, in] in the kernel's.
+def restore(codes: Tensor, scale: Tensor, zero: Tensor | None, n_outlier: int) -> Tensor:
+    """Float32 [out, in] that unpacked `codes` [out, in] stand for; all in the kernel's column order.
 
-    `scale` and `zero` as in QuantizedWeight; `order` [in] is the logical column of each kernel column (None: the same).
+    `scale` and `zero` as in QuantizedWeight.
     """
     codes = codes.float()
     zero = torch.zeros_like(scale) if zero is None else zero.float()
-    columns = torch.cat(
+    return torch.cat(
         [
             scale[:, :1] * (codes[:, :n_outlier] - zero[:, :1]),
             scale[:, 1:] * (codes[:, n_outlier:] - zero[:, 1:]),
         ],
         dim=1,
     )
-    if order is None:
-        return columns
-    logical = torch.empty_like(columns)
-    logical[:, order.long()] = columns
-    return logical

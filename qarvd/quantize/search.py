@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calibrate.stats import LayerStats
 from ..ops import reference
 from ..ops.codecs import Codec
-from ..ops.split import ALIGNMENT, ChannelSplit
+from ..ops.split import ALIGNMENT, ChannelSplit, to_columns
 from .grid import fit_grid, to_codes
 from .outliers import column_norms
 
@@ -67,20 +67,21 @@ def output_error(
     weight: Tensor, stats: LayerStats, split: ChannelSplit, codec: Codec, symmetric: bool, power: Tensor
 ) -> float:
     """Estimated squared error of the output over its square, both frame-weighted means over tokens."""
-    order = split.order.to(weight.device)
-    columns, n = weight.detach().float()[:, order], split.n_outlier
+    order, n = split.order(weight.device), split.n_outlier
+    columns = to_columns(weight.detach().float(), order)
     grid = fit_grid(columns, n, codec, symmetric, clips=COARSE)
     scale, zero = grid.per_column(n, split.channels)
     difference = scale * (to_codes(columns, scale, zero, grid.low, grid.high) - zero) - columns
-    of_weight = (difference.square() @ power[order]).sum()
+    of_weight = (difference.square() @ to_columns(power, order)).sum()
 
     x, w = stats.samples, stats.sample_weight
     codes, steps, _ = reference.quantize_activation(x, order, n, 0.0)
+    x = to_columns(x, order)
     part = (torch.arange(split.channels, device=x.device) >= n).long()
-    noise = codes.float() * steps[:, part] - x[:, order]  # [samples, in]
+    noise = codes.float() * steps[:, part] - x  # [samples, in]
     mean = w / w.sum()
     of_activation = ((noise @ columns.T).square().sum(1) * mean).sum()
-    energy = ((x[:, order] @ columns.T).square().sum(1) * mean).sum()
+    energy = ((x @ columns.T).square().sum(1) * mean).sum()
     return float((of_weight + of_activation) / energy.clamp_min(1e-30))
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops import library
-from ..ops.hadamard import hadamard, turn
-from ..ops.ring import Ring, codec_of_ring
+from ..ops.codecs import cache_codec_of
+from ..ops.hadamard import hadamard, rotate
+from ..ops.values import KeyValue, Ring
 from .cache import KVCache, shift_in_time
 
 
@@ -19,15 +20,15 @@ class _Layer:
 
     ring: Ring
     """Frames between the sink and the newest chunk."""
-    newest: tuple[Tensor, Tensor] | None = None
+    newest: KeyValue | None = None
     """None from the moment its codes are in the ring."""
-    sink: tuple[Tensor, Tensor] | None = None
+    sink: KeyValue | None = None
     key_offset: Tensor | None = None
     """Mean of the first keys in the ring, [batch, heads, head_dim]; taken off all, which softmax does not see."""
 
     def tensors(self) -> list[Tensor]:
         offset = () if self.key_offset is None else (self.key_offset,)
-        return [*self.ring, *(self.newest or ()), *(self.sink or ()), *offset]
+        return [*self.ring.tensors, *(self.newest or ()), *(self.sink or ()), *offset]
 
 
 class QuantizedCache(KVCache):
@@ -65,7 +66,7 @@ class QuantizedCache(KVCache):
         sink_tokens = max(0, min(self.end, self.sink) - self.start) * self.frame_tokens
         if sink_tokens:
             held_key, held_value = layer.sink or (key[:, :, :0], value[:, :, :0])
-            layer.sink = (
+            layer.sink = KeyValue(
                 torch.cat([held_key, key[:, :, :sink_tokens]], dim=2),
                 torch.cat([held_value, value[:, :, :sink_tokens]], dim=2),
             )
@@ -76,38 +77,36 @@ class QuantizedCache(KVCache):
             position = (last - key.shape[2]) % room
             if layer.key_offset is None:
                 layer.key_offset = key.float().mean(2)
-            library.kv_append(key, value, layer.key_offset, *layer.ring, position, self.bits)
+            library.kv_append(key, value, layer.key_offset, layer.ring, position)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         held = self._layers.get(layer)
         if held is None:
             held = self._layers[layer] = _Layer(self._empty_ring(key))
         query, key = self._rotated(query), self._rotated(key)
-        held.newest = (_alone(key), _alone(value))
-        sink_key, sink_value = held.sink or (None, None)
-        if sink_key is not None and self.sink_follows and self.evicted:
-            sink_key = self._rotated(shift_in_time(self._rotated(sink_key), self.evicted))
+        held.newest = KeyValue(_alone(key), _alone(value))
+        sink = held.sink
+        if sink is not None and self.sink_follows and self.evicted:
+            sink = KeyValue(self._rotated(shift_in_time(self._rotated(sink.key), self.evicted)), sink.value)
         older = max(0, self.start - self.origin)
         length = min(older, self._ring_frames) * self.frame_tokens
-        return library.kv_attention(
-            query, *held.ring, length, held.key_offset, sink_key, sink_value, *held.newest, self.bits
-        )
+        return library.kv_attention(query, held.ring, length, held.key_offset, sink, held.newest)
 
     def _rotated(self, x: Tensor) -> Tensor:
-        """Queries or keys as they are compared, and back: turning twice changes nothing."""
+        """Queries or keys as they are compared, and back: rotating twice changes nothing."""
         if self.bits > 4:
             return x
         if self._rotation is None:
             self._rotation = hadamard(x.shape[-1], x.device)
-        return turn(x, self._rotation)
+        return rotate(x, self._rotation)
 
     def _empty_ring(self, like: Tensor) -> Ring:
         batch, heads, _, head_dim = like.shape
         room = (batch, heads, self._ring_frames * self.frame_tokens)
-        stored = codec_of_ring(self.bits).stored
+        stored = cache_codec_of(self.bits).stored
         codes = [like.new_zeros((*room, head_dim * self.bits // 8), dtype=stored) for _ in range(2)]
         scales = [like.new_zeros(room, dtype=torch.float32) for _ in range(2)]
-        return codes[0], scales[0], codes[1], scales[1]
+        return Ring(codes[0], scales[0], codes[1], scales[1], self.bits)
 
     @property
     def nbytes(self) -> int:

@@ -41,7 +41,7 @@ def test_a_rotation_keeps_lengths_and_stays_within_its_range(
     split = ChannelSplit(256, tuple(range(5, 5 + outliers)))
     transform = rotation(split, signs)
     torch.testing.assert_close(transform @ transform.T, torch.eye(256), rtol=0, atol=1e-5)
-    chosen, others = split.order[:outliers], split.order[outliers:]
+    chosen, others = split.ranges(split.to_columns(torch.arange(split.channels)))
     assert not transform[chosen[:, None], others].any()
     if not outliers:
         assert transform.abs().unique().tolist() == pytest.approx([1 / 16])  # every channel is spread over all 256

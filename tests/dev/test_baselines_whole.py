@@ -161,7 +161,7 @@ def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ra
     for module in rotated:
         quantized: Any = module.linear
         split = quantized.weight.split
-        chosen, others = split.order[: split.n_outlier], split.order[split.n_outlier :]
+        chosen, others = split.ranges(split.to_columns(torch.arange(split.channels)))
         assert not module.transform[chosen[:, None], others].any()
         assert not module.transform[others[:, None], chosen].any()
     expected = last_chunk(full, case)

@@ -44,14 +44,14 @@ def weighted_error(case: dict[str, Any], weight: Tensor, rounded: Rounded) -> fl
 def test_steps_and_zero_points_are_the_published_ones(case: dict[str, Any]) -> None:
     layer, bits = layer_of(case), case["weight_bits"]
     n = layer.split.n_outlier
-    grid = weight_grid(layer.weight[:, layer.split.order], n, bits)
+    grid = weight_grid(layer.weight[:, layer.split.to_columns(torch.arange(layer.split.channels))], n, bits)
     static = layer.static()
     assert grid.zero is not None
     for group, column, channel in (("outlier", 0, 0), ("normal", 1, -1)) if n else (("all", 1, -1),):
         for mine, its in ((grid.scale, "weight_step"), (grid.zero, "weight_zero")):
             torch.testing.assert_close(mine[:, column], TENSORS[f"{case['name']}.{group}.{its}"], rtol=1e-5, atol=1e-5)
         published = case["groups"][group]
-        at = layer.split.order[channel]
+        at = layer.split.to_columns(torch.arange(layer.split.channels))[channel]
         assert float(static.step[at]) == pytest.approx(published["act_step"], rel=1e-5)
         assert float(static.zero[at]) == published["act_zero"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cases
 import pytest
 import torch
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarvd.ops import library, reference
+from qarvd.ops.codecs import cache_codec_of
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.ops.ring import Ring
+from qarvd.ops.values import KeyValue, Ring
 
 pytestmark = pytest.mark.gpu
 laws = settings(max_examples=100, deadline=None, print_blob=True)
@@ -23,10 +26,6 @@ dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
 
 def equal(came: Tensor, due: Tensor) -> bool:
     return torch.equal(came.cpu(), due)
-
-
-def on(card: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.to(card) for x in tensors]
 
 
 Case = tuple[QuantizedLinear, Tensor]
@@ -41,13 +40,9 @@ def linear_case(bits: int, rows: int, outputs: int, groups: int, outliers: int, 
 
 def due_of(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """What the reference makes of `x`."""
-    weight, bias = layer.weight, layer.bias
-    assert bias is not None
-    n = weight.split.n_outlier
-    codes = reference.quantize_activation(x, weight.split.order, n, weight.guard)
-    return reference.dual_scale_linear(
-        *codes, weight.codes, weight.scale, weight.zero, bias, n, weight.codec.bits, x.dtype
-    )
+    weight = layer.weight
+    tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
+    return reference.dual_scale_linear(tokens, weight.packed, layer.bias, x.dtype)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -97,16 +92,16 @@ def test_rings_equal_the_reference(
     key, value = (cases.chunk(2, 3, tokens, head_dim, dtype, seed + i, fused=True) for i in range(2))
     offset = torch.randn(2, 3, head_dim, generator=cases.draw(seed))
     due = cases.empty_ring(bits, 2, 3, 100, head_dim)
-    came = [x.to(card) for x in due]
-    reference.kv_append(key, value, offset, *due, position, bits)
-    library.kv_append(key.to(card), value.to(card), offset.to(card), *came, position, bits)
-    assert all(equal(a, b) for a, b in zip(came, due, strict=True))
+    came = due.to(card)
+    reference.kv_append(key, value, offset, due, position)
+    library.kv_append(key.to(card), value.to(card), offset.to(card), came, position)
+    assert all(equal(a, b) for a, b in zip(came.tensors, due.tensors, strict=True))
 
 
 def ring_of(bits: int, length: int, head_dim: int, offset: Tensor | None, seed: int) -> Ring:
     ring = cases.empty_ring(bits, 1, 2, length + 3, head_dim)
     key, value = (cases.chunk(1, 2, length, head_dim, "float32", seed + i) for i in range(2))
-    reference.kv_append(key, value, offset, *ring, 0, bits)
+    reference.kv_append(key, value, offset, ring, 0)
     return ring
 
 
@@ -128,16 +123,14 @@ def test_attention_errs_less_than_twice_plain_torch(
     offset = torch.randn(1, 2, head_dim, generator=cases.draw(seed))
     ring = ring_of(bits, length, head_dim, offset, seed)
     query = cases.chunk(1, 2, rows, head_dim, dtype, seed + 2, fused=True)
-    held = [
-        cases.chunk(1, 2, n, head_dim, dtype, seed + 3 + i) if n else None for i, n in enumerate((sink, sink, new, new))
-    ]
-    wide = [None if x is None else x.float() for x in held]
-    due = reference.kv_attention(query.float(), *ring, length, offset, wide[0], wide[1], wide[2], wide[3], bits)
-    before, after = on(card, query, *ring), on(card, offset, *held)
-    came = library.kv_attention(*before, length, *after, bits).float().cpu()
-    plain = _dequantized_sdpa(card, query, ring, length, offset, held, bits).float().cpu()
+    held = [cases.held_pair(1, 2, n, head_dim, dtype, seed + 3 + 2 * i) for i, n in enumerate((sink, new))]
+    wide = [None if pair is None else KeyValue(*(x.float() for x in pair)) for pair in held]
+    due = reference.kv_attention(query.float(), ring, length, offset, *wide)
+    there = [None if pair is None else KeyValue(*(x.to(card) for x in pair)) for pair in held]
+    came = library.kv_attention(query.to(card), ring.to(card), length, offset.to(card), *there).float().cpu()
+    plain = _dequantized_sdpa(card, query, ring, length, offset, held).float().cpu()
     assert (came - due).norm() <= 2 * (plain - due).norm() + 1e-6 * due.norm()
-    allowed = cases.allowed(query.float(), ring, length, offset, wide, bits, query.dtype)
+    allowed = cases.allowed(query.float(), ring, length, offset, wide, query.dtype)
     assert ((came - due).abs() <= allowed).all()
 
 
@@ -147,19 +140,30 @@ def _dequantized_sdpa(
     ring: Ring,
     length: int,
     offset: Tensor,
-    held: list[Tensor | None],
-    bits: int,
+    held: list[KeyValue | None],
 ) -> Tensor:
-    from qarvd.ops.codecs import codec_of
-
-    unpack = codec_of(bits).unpack
-    keys = unpack(ring[0][:, :, :length]).float() * ring[1][:, :, :length, None] + offset.unsqueeze(2)
-    values = unpack(ring[2][:, :, :length]).float() * ring[3][:, :, :length, None]
-    for key, value in (held[:2], held[2:]):
-        if key is not None and value is not None:
-            keys, values = torch.cat([keys, key.float()], dim=2), torch.cat([values, value.float()], dim=2)
+    unpack = cache_codec_of(ring.bits).unpack
+    keys = unpack(ring.key_codes[:, :, :length]).float() * ring.key_scale[:, :, :length, None] + offset.unsqueeze(2)
+    values = unpack(ring.value_codes[:, :, :length]).float() * ring.value_scale[:, :, :length, None]
+    for pair in held:
+        if pair is not None:
+            keys, values = torch.cat([keys, pair.key.float()], dim=2), torch.cat([values, pair.value.float()], dim=2)
     query, keys, values = (x.to(card, query.dtype) for x in (query, keys, values))
     return F.scaled_dot_product_attention(query, keys, values)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_misaligned_view_is_copied_and_loses_no_context(card: torch.device, bits: int) -> None:
+    """Launched as it is, it would be an error that ends the process's use of the card."""
+    layer, x = linear_case(bits, 100, 64, 8, 1, "float16", 0)
+    due = due_of(layer, x)
+    weight = layer.weight.to(card)
+    room = torch.zeros(weight.codes.numel() + 1, dtype=weight.codes.dtype, device=card)
+    odd = room[1:].view(weight.codes.shape).copy_(weight.codes)
+    shifted = QuantizedLinear(replace(weight, codes=odd), None if layer.bias is None else layer.bias.to(card))
+    assert equal(shifted(x.to(card)), due)
+    tokens = torch.zeros(x.numel() + 1, dtype=x.dtype, device=card)[1:].view(x.shape).copy_(x)
+    assert equal(shifted(tokens), due)
 
 
 @pytest.mark.parametrize("rows", [3, 200])  # few tokens are multiplied by weights that are dequantized
@@ -168,11 +172,11 @@ def test_a_captured_graph_gives_what_calls_give(card: torch.device, bits: int, r
     layer, x = linear_case(bits, rows, 256, 8, 2, "float16", 0)
     layer, x = layer.to(card), x.to(card)
     layer.prepare()
-    ring = [t.to(card) for t in ring_of(bits, 300, 64, None, 1)]
+    ring = ring_of(bits, 300, 64, None, 1).to(card)
     query = cases.chunk(1, 2, 70, 64, "float16", 2).to(card)
 
     def work() -> tuple[Tensor, Tensor]:
-        return layer(x), library.kv_attention(query, *ring, 300, None, None, None, None, None, bits)
+        return layer(x), library.kv_attention(query, ring, 300, None, None, None)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -215,18 +219,21 @@ def test_every_card_has_kernels_of_its_own(card: torch.device) -> None:
         assert equal(layer.to(where)(x.to(where)), due)
 
 
-def test_a_linear_compiles_into_one_graph(card: torch.device) -> None:
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_linear_compiles_into_one_graph(card: torch.device, prepared: bool) -> None:
     layer, x = linear_case(4, 100, 128, 8, 1, "float16", 0)
     layer, x = layer.to(card), x.to(card)
-    layer.prepare()
+    torch._dynamo.reset()
+    if prepared:
+        layer.prepare()
     assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
 
 
 def test_ops_keep_the_rules_of_torch(card: torch.device) -> None:
     layer, x = linear_case(8, 20, 32, 2, 1, "float16", 0)
     weight, x = layer.weight.to(card), x.to(card)
-    order, n = weight.split.order.to(card), weight.split.n_outlier
-    torch.library.opcheck(torch.ops.qarvd.quantize_activation, (x, order, n, weight.guard))
-    codes = library.quantize_activation(x, order, n, weight.guard)
-    arguments = (*codes, weight.codes, weight.scale, weight.zero, None, n, 8, torch.float16)
+    n = weight.split.n_outlier
+    torch.library.opcheck(torch.ops.qarvd.quantize_activation, (x, weight.order, n, weight.guard))
+    tokens = library.quantize_activation(x, weight.order, n, weight.guard)
+    arguments = (*tokens, weight.codes, weight.scale, weight.zero, None, n, 8, torch.float16)
     torch.library.opcheck(torch.ops.qarvd.dual_scale_linear, arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -105,24 +106,61 @@ def test_a_weight_made_and_overwritten_in_inference_mode_is_not_stale_either(
         assert torch.equal(a(tokens(4, 64)), b(tokens(4, 64)))
 
 
-@pytest.mark.parametrize("backend", ["CPU", "REFERENCE"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_is_laid_out_for_a_weight_goes_with_it(
-    make_weight: Callable[..., Any], load: Any, part: Part, monkeypatch: pytest.MonkeyPatch, backend: str
+    make_weight: Callable[..., Any], load: Any, part: Part, backend: str
 ) -> None:
-    found = getattr(part("qarvd.ops.cpu" if backend == "CPU" else "qarvd.ops.backend"), backend)
-    monkeypatch.setattr(part("nodes.prepared"), "choose", lambda weight: found)
-    kept = part("nodes.prepared")._PREPARED
+    kept = part("qarvd.ops.linear")._REMEMBERED
     gc.collect()
     before = len(kept)
     for bits in (8, 4):
         linear = load(make_weight(bits, 32, 64, 32))
-        with torch.no_grad():
+        with torch.no_grad(), part("qarvd.ops.backends.registry").forced(backend):
             for dtype in (torch.float32, torch.float32, torch.bfloat16):
                 linear(tokens(4, 64).to(dtype))
         assert len(kept) == before + 1, "a weight is laid out once, whatever the dtype of the tokens"
         del linear
         gc.collect()
         assert len(kept) == before
+
+
+@kinds
+@pytest.mark.parametrize("backend", ["cpu", "reference", "weight-only", "comfy-kitchen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_weight_gives_the_same_bits_through_the_library_the_hosted_linear_and_the_layout(
+    make_weight: Callable[..., Any],
+    load: Any,
+    stored: Any,
+    part: Part,
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+    n_outlier: int,
+    symmetric: bool,
+    backend: str,
+    dtype: torch.dtype,
+) -> None:
+    """By every backend that can compute here; those for cards are let in (comfy-kitchen then runs its eager code)."""
+    registry = part("qarvd.ops.backends.registry")
+    (found,) = (each for each in registry.BACKENDS if each.name == backend)
+    ran: list[str] = []
+
+    def prepare(weight: Any) -> Any:
+        ran.append(backend)
+        return found.prepare(weight)
+
+    monkeypatch.setattr(registry, "BACKENDS", (replace(found, refuses=lambda weight: None, prepare=prepare),))
+    weight, bias = make_weight(bits, 48, 160, n_outlier, symmetric), torch.linspace(-3, 3, 48).to(dtype)
+    hosted = part("nodes.linears").operations().Linear(160, 48, dtype=dtype, device="cpu")
+    nn.ModuleDict({"linear": hosted}).load_state_dict(stored(weight, bias, "linear"))
+    library = part("qarvd.ops.linear").QuantizedLinear(weight, bias)
+    with torch.inference_mode():
+        for x in (tokens(40, 160).to(dtype), tokens(2, 1, 160).to(dtype)):
+            expected = library(x)
+            assert torch.equal(hosted(x), expected)
+            assert torch.equal(load(weight, bias, dtype)(x), expected)
+            exact = torch.nn.functional.linear(x.float(), weight.dequantize(), bias.float())
+            assert (expected.float() - exact).norm() < 0.03 * exact.norm()
+    assert len(ran) >= 3, "each of them asked the registry"
 
 
 def test_moving_a_linear_takes_its_outliers_along(make_weight: Callable[..., Any], load: Any) -> None:
@@ -132,7 +170,7 @@ def test_moving_a_linear_takes_its_outliers_along(make_weight: Callable[..., Any
     assert all(
         t.device.type == "meta" for t in (moved._qdata, params.scale, params.outlier_idx, params.order, params.zero)
     )
-    assert params.n_outlier == 32
+    assert params.split.n_outlier == 32
 
 
 def test_gathering_into_one_buffer_and_back_loses_nothing(make_weight: Callable[..., Any], load: Any) -> None:

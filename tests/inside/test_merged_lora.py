@@ -155,5 +155,5 @@ def test_quantizing_floats_that_were_never_ours_finds_outliers_of_its_own(part: 
     floats = make_weight.floats(256, 256, 32)
     for bits, layout in ((8, "QarvdW8A8Layout"), (4, "QarvdW4A8Layout")):
         held = QuantizedTensor.from_float(floats, layout)
-        assert held._params.n_outlier == 32
+        assert held._params.split.n_outlier == 32
         assert ratio(floats, held.dequantize()) > (38 if bits == 8 else 15)

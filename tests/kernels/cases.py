@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from emulator.launcher import Emulator
 from torch import Tensor
@@ -9,8 +11,8 @@ from torch import Tensor
 from qarvd.ops import reference
 from qarvd.ops.codecs import codec_of
 from qarvd.ops.cuda import kernels
-from qarvd.ops.ring import Ring
 from qarvd.ops.split import ChannelSplit
+from qarvd.ops.values import KeyValue, Ring
 from qarvd.ops.weight import QuantizedWeight
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,7 +47,7 @@ def activation(emulator: Emulator, rows: int, channels: int, n_outlier: int, dty
     wide = torch.zeros(rows, channels + apart, dtype=DTYPES[dtype])
     x = wide[:, :channels]
     x.copy_(tokens_of(rows, weight, dtype, seed))
-    given = (x, weight.split.order if n_outlier else None, n_outlier, weight.guard)
+    given = (x, weight.order, n_outlier, weight.guard)
     _equal(kernels.quantize_activation(emulator, STREAM, *given), reference.quantize_activation(*given))
 
 
@@ -65,11 +67,11 @@ def linear(
     """Equal to the bit."""
     weight = weight_of(bits, outputs, channels, n_outlier, zero, seed)
     tokens = tokens_of(rows, weight, dtype, seed)
-    quantized = reference.quantize_activation(tokens, weight.split.order, n_outlier, weight.guard)
+    quantized = reference.quantize_activation(tokens, weight.order, n_outlier, weight.guard)
     added = torch.randn(outputs, generator=draw(seed)) if bias else None
-    given = (*quantized, weight.codes, weight.scale, weight.zero, added, n_outlier, bits, DTYPES[dtype])
-    came = kernels.dual_scale_linear(emulator, STREAM, kernels.TILES[bits][tile], *given)
-    _equal([came], [reference.dual_scale_linear(*given)])
+    given = (quantized, weight.packed, added, DTYPES[dtype])
+    actual = kernels.dual_scale_linear(emulator, STREAM, kernels.TILES[bits][tile], *given)
+    _equal([actual], [reference.dual_scale_linear(*given)])
 
 
 def empty_ring(bits: int, batch: int, heads: int, capacity: int, head_dim: int) -> Ring:
@@ -81,7 +83,7 @@ def empty_ring(bits: int, batch: int, heads: int, capacity: int, head_dim: int) 
     def scale() -> Tensor:
         return torch.full((batch, heads, capacity), 0.5)
 
-    return codes(), scale(), codes(), scale()
+    return Ring(codes(), scale(), codes(), scale(), bits)
 
 
 def chunk(batch: int, heads: int, tokens: int, head_dim: int, dtype: str, seed: int, fused: bool = False) -> Tensor:
@@ -106,10 +108,10 @@ def append(
     """Equal to the bit, and slots that get nothing stay as they were."""
     key, value = (chunk(2, heads, tokens, head_dim, dtype, seed + i, fused=bool(i)) for i in range(2))
     lacking = torch.randn(2, heads, head_dim, generator=draw(seed)) if offset else None
-    came, due = (empty_ring(bits, 2, heads, capacity, head_dim) for _ in range(2))
-    kernels.kv_append(emulator, STREAM, key, value, lacking, came, position, bits)
-    reference.kv_append(key, value, lacking, *due, position, bits)
-    _equal(came, due)
+    actual, expected = (empty_ring(bits, 2, heads, capacity, head_dim) for _ in range(2))
+    kernels.kv_append(emulator, STREAM, key, value, lacking, actual, position)
+    reference.kv_append(key, value, lacking, expected, position)
+    _equal(actual.tensors, expected.tensors)
 
 
 def attention(
@@ -131,20 +133,24 @@ def attention(
     lacking = torch.randn(batch, heads, head_dim, generator=draw(seed)) if offset else None
     if length:
         key, value = (chunk(batch, heads, length, head_dim, "float32", seed + i) for i in range(2))
-        reference.kv_append(key, value, lacking, *ring, 0, bits)
+        reference.kv_append(key, value, lacking, ring, 0)
     query = chunk(batch, heads, rows, head_dim, dtype, seed + 2, fused=True) * sharpness
-    held = [
-        chunk(batch, heads, tokens, head_dim, dtype, seed + 3 + i) if tokens else None
-        for i, tokens in enumerate((sink, sink, new, new))
-    ]
-    came = kernels.kv_attention(
-        emulator, STREAM, query, ring, length, lacking, (held[0], held[1]), (held[2], held[3]), bits
-    )
-    wide = [None if x is None else x.float() for x in held]
-    due = reference.kv_attention(query.float(), *ring, length, lacking, wide[0], wide[1], wide[2], wide[3], bits)
-    assert came.dtype == query.dtype
-    share = (came.float() - due).abs() / allowed(query.float(), ring, length, lacking, wide, bits, query.dtype)
+    held = [held_pair(batch, heads, tokens, head_dim, dtype, seed + 3 + 2 * i) for i, tokens in enumerate((sink, new))]
+    actual = kernels.kv_attention(emulator, STREAM, query, ring, length, lacking, *held)
+    wide = [None if pair is None else KeyValue(*(x.float() for x in pair)) for pair in held]
+    expected = reference.kv_attention(query.float(), ring, length, lacking, *wide)
+    assert actual.dtype == query.dtype
+    share = (actual.float() - expected).abs() / allowed(query.float(), ring, length, lacking, wide, query.dtype)
     assert (share <= 1).all()  # NaN is not
+
+
+def held_pair(
+    batch: int, heads: int, tokens: int, head_dim: int, dtype: str, seed: int, fused: bool = False
+) -> KeyValue | None:
+    """Keys and values in floating point, or None for no tokens."""
+    if not tokens:
+        return None
+    return KeyValue(*(chunk(batch, heads, tokens, head_dim, dtype, seed + i, fused) for i in range(2)))
 
 
 def allowed(
@@ -152,19 +158,18 @@ def allowed(
     ring: Ring,
     length: int,
     offset: Tensor | None,
-    held: list[Tensor | None],
-    bits: int,
+    held: Iterable[KeyValue | None],
     dtype: torch.dtype,
 ) -> Tensor:
     """One unit in the last place of `dtype` of sum p |v| (half for the weights p, half for the result), and, for each
     key of the ring, 2^-15 of the largest weight times the largest value; plus 1e-5 for float32's own rounding."""
-    codec = codec_of(bits)
-    values = codec.unpack(ring[2][:, :, :length]).float().abs() * ring[3][:, :, :length, None]
-    keys = codec.unpack(ring[0][:, :, :length]).float() * ring[1][:, :, :length, None]
-    for key, value in (held[:2], held[2:]):
-        if key is not None and value is not None:
-            keys = torch.cat([keys, key if offset is None else key - offset.unsqueeze(2)], dim=2)
-            values = torch.cat([values, value.abs()], dim=2)
+    codec = codec_of(ring.bits)
+    values = codec.unpack(ring.value_codes[:, :, :length]).float().abs() * ring.value_scale[:, :, :length, None]
+    keys = codec.unpack(ring.key_codes[:, :, :length]).float() * ring.key_scale[:, :, :length, None]
+    for pair in held:
+        if pair is not None:
+            keys = torch.cat([keys, pair.key if offset is None else pair.key - offset.unsqueeze(2)], dim=2)
+            values = torch.cat([values, pair.value.abs()], dim=2)
     if not keys.shape[2]:
         return torch.full_like(query, 1e-30)
     weights = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(-1)
@@ -173,6 +178,6 @@ def allowed(
     return torch.finfo(dtype).eps * (weights @ values) + coarse + 1e-5 * largest
 
 
-def _equal(came: object, due: object) -> None:
-    for a, b in zip(came, due, strict=True):  # type: ignore[call-overload]
+def _equal(actual: object, expected: object) -> None:
+    for a, b in zip(actual, expected, strict=True):  # type: ignore[call-overload]
         assert torch.equal(a, b), f"{(a != b).sum().item()} of {a.numel()} differ, by up to {(a - b).abs().max()}"

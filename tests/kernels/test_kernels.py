@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from qarvd.ops import reference
 from qarvd.ops.cuda import kernels
+from qarvd.ops.values import KeyValue
 
 laws = settings(max_examples=200, deadline=None, print_blob=True)
 BITS = (8, 4)
@@ -145,11 +146,11 @@ def test_attention_hides_no_nan(emulators: list[Emulator], bits: int, where: str
     ring = cases.empty_ring(bits, 1, 2, 70, 64)
     key, value, query, new_key, new_value = (cases.chunk(1, 2, 70, 64, "float16", i) for i in range(5))
     {"query": query, "ring's key": key, "newest key": new_key}[where][0, 1, 3, 5] = float("nan")
-    reference.kv_append(key, value, None, *ring, 0, bits)
-    held = (None, None), (new_key, new_value)
-    came = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, *held, bits)
-    due = torch.zeros(2, 70, dtype=torch.bool)
-    due[1, 3 if where == "query" else slice(None)] = True
-    assert torch.equal(came[0].isnan().any(-1), due)
-    alone = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, (None, None), (None, None), bits)
-    assert torch.equal(alone[0].isnan().any(-1), due & (where != "newest key"))
+    reference.kv_append(key, value, None, ring, 0)
+    new = KeyValue(new_key, new_value)
+    actual = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, new)
+    expected = torch.zeros(2, 70, dtype=torch.bool)
+    expected[1, 3 if where == "query" else slice(None)] = True
+    assert torch.equal(actual[0].isnan().any(-1), expected)
+    alone = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, None)
+    assert torch.equal(alone[0].isnan().any(-1), expected & (where != "newest key"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from qarvd.ops import reference
 from qarvd.ops.codecs import codec_of
 from qarvd.ops.cuda import kernels
+from qarvd.ops.values import KeyValue
 
 LIMIT = 2e-3
 """Relative, against float32 attention to the dequantized ring; rounding to bfloat16 alone takes 1.7e-3 of it."""
@@ -22,8 +23,8 @@ WORSE = 1.2
 """Against the unquantized keys and values: at most this many times the error of dequantizing first, in float32."""
 
 
-def off(came: Tensor, due: Tensor) -> float:
-    return ((came.float() - due).norm() / due.norm()).item()
+def off(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.float() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("loud", [False, True], ids=["even channels", "loud channels"])
@@ -38,17 +39,17 @@ def test_attention_keeps_its_limits(
     query, key, value = drawn.to(cases.DTYPES[dtype])
     query = 2 * query[:, :, :64]
     ring = cases.empty_ring(bits, 1, 1, length, 128)
-    reference.kv_append(key[:, :, :length], value[:, :, :length], None, *ring, 0, bits)
-    held = (None, None), (key[:, :, length:], value[:, :, length:])
+    reference.kv_append(key[:, :, :length], value[:, :, :length], None, ring, 0)
+    new = KeyValue(key[:, :, length:], value[:, :, length:])
     emulator = Emulator(compiled_kernels("plain"))
-    came = kernels.kv_attention(emulator, cases.STREAM, query, ring, length, None, *held, bits)
+    actual = kernels.kv_attention(emulator, cases.STREAM, query, ring, length, None, None, new)
 
     unpack = codec_of(bits).unpack
-    kept = [unpack(codes) * scale.unsqueeze(-1) for codes, scale in (ring[:2], ring[2:])]
+    kept = [unpack(codes) * scale.unsqueeze(-1) for codes, scale in (ring.tensors[:2], ring.tensors[2:])]
     keys, values = (
         torch.cat([old, x[:, :, length:].float()], dim=2) for old, x in zip(kept, (key, value), strict=True)
     )
     dequantized = F.scaled_dot_product_attention(query.float(), keys, values)
     exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    assert off(came, dequantized) < LIMIT
-    assert off(came, exact) <= WORSE * off(dequantized, exact)
+    assert off(actual, dequantized) < LIMIT
+    assert off(actual, exact) <= WORSE * off(dequantized, exact)

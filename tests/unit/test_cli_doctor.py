@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from qarvd.cli import doctor, main
 from qarvd.errors import DeviceError
 from qarvd.ops import library, self_test
-from qarvd.ops.backend import Backend, Standing, choose, who_runs
+from qarvd.ops.backends.base import Backend
+from qarvd.ops.backends.registry import Standing, choose, who_runs
+from qarvd.ops.values import Tokens
 from qarvd.ops.weight import QuantizedWeight
 
 CPU = torch.device("cpu")
@@ -84,12 +85,12 @@ def test_every_op_that_has_a_backend_has_a_check() -> None:
     assert set(self_test.checks()) == set(who_runs(CPU)) == set(OPS)
 
 
-def wrong_scale(codes: Tensor, scale: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return codes, scale * 1.001, sums
+def wrong_scale(tokens: Tokens) -> Tokens:
+    return tokens._replace(scale=tokens.scale * 1.001)
 
 
-def wrong_sum(codes: Tensor, scale: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return codes, scale, sums + 1
+def wrong_sum(tokens: Tokens) -> Tokens:
+    return tokens._replace(sums=tokens.sums + 1)
 
 
 @pytest.mark.parametrize("spoil", [wrong_scale, wrong_sum])
@@ -97,7 +98,7 @@ def test_the_check_of_activations_sees_a_small_fault(
     spoil: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = library.quantize_activation
-    monkeypatch.setattr(library, "quantize_activation", lambda *args: spoil(*call(*args)))
+    monkeypatch.setattr(library, "quantize_activation", lambda *args: spoil(call(*args)))
     assert self_test.checks()["quantize_activation"](CPU, torch.float32) > 1
 
 
@@ -111,7 +112,7 @@ def test_the_check_of_linears_allows_half_a_unit_and_no_more(
 
     def without_zero_points(weight: QuantizedWeight) -> Backend:
         backend = choose(weight)
-        return replace(backend, prepare=lambda weight, bias: backend.prepare(replace(weight, zero=None), bias))
+        return replace(backend, prepare=lambda weight: backend.prepare(replace(weight, zero=None)))
 
     monkeypatch.setattr(self_test, "choose", without_zero_points)
     assert check(CPU, dtype) > 1
@@ -119,7 +120,11 @@ def test_the_check_of_linears_allows_half_a_unit_and_no_more(
 
 def test_the_check_of_attention_sees_a_lost_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     call = library.kv_attention
-    monkeypatch.setattr(library, "kv_attention", lambda *args: call(*args[:6], None, *args[7:]))
+    monkeypatch.setattr(
+        library,
+        "kv_attention",
+        lambda query, ring, length, offset, sink, new: call(query, ring, length, None, sink, new),
+    )
     for dtype in (torch.float32, torch.float16):
         assert self_test.checks()["kv_attention"](CPU, dtype) > 1
 

@@ -11,7 +11,7 @@ from tiny.model import CONFIG
 
 from qarvd.checkpoint.model import load
 from qarvd.jobs import calibrate as calibrate_job
-from qarvd.ops.cpu import CPU
+from qarvd.ops.backends.cpu import CPU
 from qarvd.quantize.rounding.task import ENOUGH
 
 

@@ -64,5 +64,5 @@ def test_int4_byte_j_of_a_group_holds_columns_j_and_16_plus_j(groups: int, seed:
 
 @pytest.mark.parametrize("columns", [1, 16, 33, 48])
 def test_int4_refuses_columns_that_do_not_fill_groups(columns: int) -> None:
-    with pytest.raises(ShapeError, match=f"groups of 32 columns; {columns} columns came"):
+    with pytest.raises(ShapeError, match=f"groups of 32 columns, not {columns} columns"):
         CODECS["int4"].pack(torch.zeros(2, columns, dtype=torch.int8))

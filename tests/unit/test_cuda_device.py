@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qarvd.errors import DeviceError
-from qarvd.ops import backend
+from qarvd.ops.backends import registry
 from qarvd.ops.cuda import cache, device
 from qarvd.ops.cuda.cubins import Cubin
 from qarvd.ops.cuda.driver import Driver
@@ -383,14 +383,14 @@ def test_importing_loads_no_library_and_asks_no_card() -> None:
         "import ctypes, torch\n"
         "def no(*_): raise SystemExit('imported with a side effect')\n"
         "ctypes.CDLL.__init__ = torch.cuda.is_available = torch.cuda.device_count = no\n"
-        "import qarvd.ops.cuda.device, qarvd.ops.backend, qarvd.cli.doctor\n"
+        "import qarvd.ops.cuda.device, qarvd.ops.backends.registry, qarvd.cli.doctor\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_table_says_for_every_op_what_torch_will_run() -> None:
-    table = backend.who_runs(torch.device("cpu"))
+    table = registry.who_runs(torch.device("cpu"))
     assert set(table) == {
         "quantize_activation", "dual_scale_linear w4a8", "dual_scale_linear w8a8", "kv_append", "kv_attention"
     }  # fmt: skip
@@ -401,6 +401,6 @@ def test_the_table_says_for_every_op_what_torch_will_run() -> None:
             own = torch._C._dispatch_has_kernel_for_dispatch_key(f"qarvd::{op}", "CPU")
             assert chosen.backend == ("cpu" if own else "reference")
             assert standings[0] == ("cuda", "the tensors are on cpu")
-    for op, standings in backend.who_runs(torch.device("meta")).items():
+    for op, standings in registry.who_runs(torch.device("meta")).items():
         willing = [standing.backend for standing in standings if standing.refusal is None]
         assert willing == (["weight-only", "reference"] if op.startswith("dual") else ["reference"])

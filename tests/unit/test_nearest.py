@@ -59,7 +59,7 @@ def test_a_dual_scale_is_never_worse_than_a_single_one_on_the_normal_columns(
     dual, single = (
         nearest(Task(weight, s, codec)).dequantize() - weight for s in (split, ChannelSplit(split.channels))
     )
-    normal = split.order[split.n_outlier :]
+    normal = split.to_columns(torch.arange(split.channels))[split.n_outlier :]
     never_worse = dual[:, normal].square().sum(1) <= single[:, normal].square().sum(1)
     same_clips = weight[:, normal].abs().amax(1) == weight.abs().amax(1)
     # A row with barely larger outliers tries other clips alone than beside them, and may be unlucky with them.
@@ -85,7 +85,7 @@ def test_the_clip_of_a_row_is_the_best_of_those_tried(codec: Codec, seed: int) -
 @given(codec=codecs, hush=st.sampled_from([0.0, 1e-30, 1e-6, 1.0]), seed=seeds)
 def test_the_normal_scale_is_at_least_a_256th_of_the_outlier_scale(codec: Codec, hush: float, seed: int) -> None:
     weight, split = random_weight(3, 1, 1.0, seed)
-    weight[:6, split.order[split.n_outlier :]] *= hush
+    weight[:6, split.to_columns(torch.arange(split.channels))[split.n_outlier :]] *= hush
     quantized = nearest(Task(weight, split, codec))
     assert (quantized.scale[:, 1] >= quantized.scale[:, 0] * LEAST_RATIO).all()
     assert quantized.guard <= 32 * 127 * 128 / LEAST_RATIO / 2**30

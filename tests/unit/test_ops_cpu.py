@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarvd.ops import cpu
-from qarvd.ops.backend import REFERENCE, choose
+from qarvd.ops.backends import cpu
+from qarvd.ops.backends.base import quantize
+from qarvd.ops.backends.registry import REFERENCE, choose
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
@@ -63,18 +64,20 @@ def test_the_cpu_equals_the_reference_within_half_a_unit_of_the_normal_range(
     generator, n = torch.Generator().manual_seed(seed), weight.split.n_outlier
     bias = torch.randn(out, generator=generator) if biased else None
     x = torch.randn(rows, 32 * groups, generator=generator) * 10 ** torch.randn(32 * groups, generator=generator)
-    quantized = QuantizedLinear(weight, bias).quantize(x, weight.guard)
-    came, due = (backend.prepare(weight, bias)(quantized) for backend in (cpu.CPU, REFERENCE))
-    assert came.dtype == due.dtype == torch.float32
+    quantized = quantize(x, weight, weight.guard)
+    runs = [backend.prepare(weight).run_quantized for backend in (cpu.CPU, REFERENCE)]
+    actual, expected = (run(quantized, bias) for run in runs if run is not None)
+    assert actual.dtype == expected.dtype == torch.float32
 
-    codes, signed = quantized.codes.double().abs(), codec.unpack(weight.codes).double().abs()
-    steps = quantized.scale.unsqueeze(1).double() * weight.scale.double()  # [M, N, 2]
+    tokens = quantized.tokens
+    codes, signed = tokens.codes.double().abs(), codec.unpack(weight.codes).double().abs()
+    steps = tokens.scale.unsqueeze(1).double() * weight.scale.double()  # [M, N, 2]
     zeros = torch.zeros(out, 2) if weight.zero is None else weight.zero.double().abs()
     terms = torch.stack([codes[:, a] @ signed[:, a].T for a in (slice(n), slice(n, None))], dim=-1)
-    terms += quantized.sums.unsqueeze(1).double().abs() * zeros
+    terms += tokens.sums.unsqueeze(1).double().abs() * zeros
     magnitude = (steps * terms).sum(-1) + (0 if bias is None else bias.abs())
     fold = 0.5 * steps[..., 1] / codec.unit if n else 0
-    assert ((came.double() - due.double()).abs() <= fold + ROUNDING * magnitude).all()
+    assert ((actual.double() - expected.double()).abs() <= fold + ROUNDING * magnitude).all()
 
 
 @every_codec
@@ -103,7 +106,7 @@ def test_without_vnni_only_8_bit_weights_run_as_whole_floats(exact: bool, monkey
     monkeypatch.setattr(cpu, "_byte_product", lambda codes, scale: used.append("bytes"))
     monkeypatch.setattr(cpu, "_whole_float_product", lambda codes, scale: used.append("floats"))
     for name in ("int4", "int8"):
-        cpu.prepare(random_weight(CODECS[name], 4, 2, 0, False, 0), None)
+        cpu.prepare(random_weight(CODECS[name], 4, 2, 0, False, 0))
     assert used == ["bytes", "bytes" if exact else "floats"]
 
 
@@ -121,13 +124,13 @@ AMX = CPUINFO.exists() and "amx_int8" in CPUINFO.read_text()
 def test_products_of_whole_floats_are_exact(rows: int, out: int, columns: int, seed: int) -> None:
     x, codes = random_codes(rows, columns, 127, seed), random_codes(out, columns, 127, seed + 1)
     x[0], codes[0] = 127, 127
-    came = cpu._whole_float_product(codes, torch.ones(out))(x)
-    assert torch.equal(came, exact_product(x, codes))
+    actual = cpu._whole_float_product(codes, torch.ones(out))(x)
+    assert torch.equal(actual, exact_product(x, codes))
     if cpu.sums_exactly():
         # With AMX, sums of bytes from 0 to 255 are rounded to float32 where they pass 2^24; without, nothing is.
         most = 255 * 127 * columns
         slack = 2 * most / 2**24 if AMX and most > 2**24 else 0
-        assert (cpu._byte_product(codes, torch.ones(out))(x) - came).abs().max() <= slack
+        assert (cpu._byte_product(codes, torch.ones(out))(x) - actual).abs().max() <= slack
 
 
 @laws
@@ -144,14 +147,14 @@ def test_byte_products_are_exact_for_small_weights_everywhere(rows: int, out: in
 
 PROBE = """
 import torch
-from qarvd.ops import cpu
+from qarvd.ops.backends import cpu
 generator = torch.Generator().manual_seed(0)
 for rows, out, columns in ((1, 16, 64), (1, 64, 1536), (33, 48, 96), (64, 70, 1504), (130, 96, 2048)):
     x = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=generator)
     for most in (8, 127):
         codes = torch.randint(-most, most + 1, (out, columns), dtype=torch.int8, generator=generator)
-        came = cpu._byte_product(codes, torch.ones(out))(x)
-        exact = torch.equal(came, (x.double() @ codes.double().T).float())
+        actual = cpu._byte_product(codes, torch.ones(out))(x)
+        exact = torch.equal(actual, (x.double() @ codes.double().T).float())
         assert exact == (most == 8 or cpu.sums_exactly()), (rows, out, columns, most, cpu.sums_exactly())
 """
 
@@ -174,8 +177,8 @@ def test_outputs_have_the_dtype_of_the_tokens(dtype: torch.dtype) -> None:
 def test_activations_are_not_changed_by_a_product() -> None:
     weight = random_weight(CODECS["int8"], 5, 3, 1, True, 0)
     linear = QuantizedLinear(weight, None)
-    quantized = linear.quantize(torch.randn(4, 96), weight.guard)
-    before = [t.clone() for t in quantized[:3]]
+    quantized = quantize(torch.randn(4, 96), weight, weight.guard)
+    before = [t.clone() for t in quantized.tokens]
     first = linear(quantized)
-    assert all(torch.equal(a, b) for a, b in zip(quantized[:3], before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(quantized.tokens, before, strict=True))
     assert torch.equal(linear(quantized), first)

@@ -1,16 +1,17 @@
 """What the linear's two ops take: on a CPU in pieces, of any layout, and what they refuse in a sentence."""
 
 from collections.abc import Callable
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from qarvd.errors import QarvdError
-from qarvd.ops import cpu_activation, library, reference
+from qarvd.ops import library, reference
+from qarvd.ops.cpu import ops as cpu
 from qarvd.ops.cuda import ops as cuda
 from qarvd.ops.split import ChannelSplit
 
@@ -22,7 +23,7 @@ laws = settings(max_examples=60, deadline=None)
     leading=st.lists(st.integers(0, 5), max_size=2),
     groups=st.integers(1, 4),
     heads=st.integers(0, 2),
-    piece=st.sampled_from([1, 100, 500, cpu_activation.PIECE]),
+    piece=st.sampled_from([1, 100, 500, cpu.PIECE]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     index=st.sampled_from([torch.int64, torch.int32]),
     strided=st.booleans(),
@@ -42,10 +43,10 @@ def test_a_cpu_quantizes_in_pieces_what_the_reference_does_at_once(
     heads = min(heads, groups // 2)
     split = ChannelSplit.of(channels, torch.randperm(channels, generator=generator)[: 32 * heads].tolist())
     x = torch.randn(*leading, channels * (1 + strided), generator=generator).to(dtype)[..., :: 1 + strided]
-    given = (x, split.order.to(index) if heads else None, split.n_outlier, 0.01)
-    with patch.object(cpu_activation, "PIECE", piece):
-        came = library.quantize_activation(*given)
-    for a, b in zip(came, reference.quantize_activation(*given), strict=True):
+    given = (x, None if (order := split.order(x.device)) is None else order.to(index), split.n_outlier, 0.01)
+    with patch.object(cpu, "PIECE", piece):
+        actual = library.quantize_activation(*given)
+    for a, b in zip(actual, reference.quantize_activation(*given), strict=True):
         assert a.shape == b.shape and torch.equal(a, b)
 
 
@@ -54,12 +55,12 @@ def activation_misfits() -> dict[str, tuple[str, list[object]]]:
     good: list[object] = [torch.zeros(3, 64), torch.arange(64), 32, 0.1]
     but = _but(good)
     return {
-        "integers": ("Tokens came as torch.int32", but(0, torch.zeros(3, 64, dtype=torch.int32))),
-        "doubles": ("Tokens came as torch.float64; expected torch.float32 or", but(0, torch.zeros(3, 64).double())),
+        "integers": ("Tokens are torch.int32", but(0, torch.zeros(3, 64, dtype=torch.int32))),
+        "doubles": ("Tokens are torch.float64; expected torch.float32 or", but(0, torch.zeros(3, 64).double())),
         "no axis": (r"Tokens of shape \(\) have no channels", but(0, torch.zeros(()))),
         "no channels": (r"shape \(3, 0\) have no channels", but(0, torch.zeros(3, 0))),
         "order": (r"order have shape \(32,\); expected \(64\)", but(1, torch.arange(32))),
-        "real order": ("order came as torch.float32", but(1, torch.zeros(64))),
+        "real order": ("order are torch.float32", but(1, torch.zeros(64))),
         "order elsewhere": ("order are on meta; expected cpu", but(1, torch.arange(64, device="meta"))),
         "negative": ("-1 of 64 channels can't be outliers", but(2, -1)),
         "all": ("64 of 64 channels can't be outliers", but(2, 64)),
@@ -76,20 +77,20 @@ def linear_misfits() -> dict[str, tuple[str, list[object]]]:
     packed = [narrow, scale, sums, torch.zeros(5, 24, dtype=torch.uint8), torch.ones(5, 2), None, None, 0, 4]
     return {
         "axes": ("tokens' codes have shape", but(0, torch.zeros(1, 3, 64, dtype=torch.int8))),
-        "floats": ("tokens' codes came as torch.float32", but(0, torch.zeros(3, 64))),
+        "floats": ("tokens' codes are torch.float32", but(0, torch.zeros(3, 64))),
         "scales": (r"tokens' scales have shape \(3,\); expected \(3, 2\)", but(1, torch.ones(3))),
-        "sums": ("tokens' sums came as torch.int64", but(2, sums.long())),
+        "sums": ("tokens' sums are torch.int64", but(2, sums.long())),
         "channels": (r"weight's codes have shape \(5, 32\); expected \(any, 64\)", but(3, weight[:, :32])),
         "packed": (r"expected \(any, 32\)", but(8, 4)),
-        "storage": ("weight's codes came as torch.uint8", but(3, weight.view(torch.uint8))),
+        "storage": ("weight's codes are torch.uint8", but(3, weight.view(torch.uint8))),
         "outputs": (r"weight's scales have shape \(4, 2\); expected \(5, 2\)", but(4, torch.ones(4, 2))),
-        "zero points": ("weight's zero points came as torch.int32", but(5, zero.int())),
+        "zero points": ("weight's zero points are torch.int32", but(5, zero.int())),
         "bias": (r"Biases have shape \(3,\); expected \(5\)", but(6, torch.zeros(3))),
         "elsewhere": ("Biases are on meta", but(6, torch.zeros(5, device="meta"))),
         "outliers": ("96 of 64 channels can't be outliers", but(7, 96)),
         "bits": ("There are no 3-bit weights", but(8, 3)),
         "result": ("Results were asked for as torch.float64", but(9, torch.float64)),
-        "groups": ("multiple of 32 channels; 48 came", [*packed, torch.float32]),
+        "groups": ("multiple of 32 channels, not 48", [*packed, torch.float32]),
     }
 
 
@@ -97,19 +98,17 @@ def _but(good: list[object]) -> Callable[[int, object], list[object]]:
     return lambda index, value: [*good[:index], value, *good[index + 1 :]]
 
 
-@pytest.mark.parametrize(
-    "quantize", [cpu_activation.quantize_activation, reference.quantize_activation, cuda.quantize_activation]
-)
+@pytest.mark.parametrize("twin", [reference, cpu, cuda], ids=["reference", "cpu", "cuda"])
 @pytest.mark.parametrize("what", list(activation_misfits()))
-def test_tokens_that_do_not_fit_are_refused_in_a_sentence(what: str, quantize: Callable[..., object]) -> None:
+def test_tokens_that_do_not_fit_are_refused_in_a_sentence(what: str, twin: ModuleType) -> None:
     message, arguments = activation_misfits()[what]
     with pytest.raises(QarvdError, match=message):
-        quantize(*arguments)
+        library._OPS["quantize_activation"].flat(twin.quantize_activation)(*arguments)
 
 
-@pytest.mark.parametrize("multiply", [reference.dual_scale_linear, cuda.dual_scale_linear])
+@pytest.mark.parametrize("twin", [reference, cuda], ids=["reference", "cuda"])
 @pytest.mark.parametrize("what", list(linear_misfits()))
-def test_products_that_do_not_fit_are_refused_in_a_sentence(what: str, multiply: Callable[..., Tensor]) -> None:
+def test_products_that_do_not_fit_are_refused_in_a_sentence(what: str, twin: ModuleType) -> None:
     message, arguments = linear_misfits()[what]
     with pytest.raises(QarvdError, match=message):
-        multiply(*arguments)
+        library._OPS["dual_scale_linear"].flat(twin.dual_scale_linear)(*arguments)

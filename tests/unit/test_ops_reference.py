@@ -14,6 +14,7 @@ from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.reference import TINY
 from qarvd.ops.split import ChannelSplit
+from qarvd.ops.values import Tokens
 from qarvd.ops.weight import QuantizedWeight
 
 laws = settings(max_examples=40, deadline=None)
@@ -31,15 +32,12 @@ class Problem:
     bias: Tensor | None
 
     @property
-    def quantized(self) -> tuple[Tensor, Tensor, Tensor]:
-        split = self.weight.split
-        return library.quantize_activation(self.x, split.order, split.n_outlier, self.weight.guard)
+    def quantized(self) -> Tokens:
+        weight = self.weight
+        return library.quantize_activation(self.x, weight.order, weight.split.n_outlier, weight.guard)
 
     def run(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        w = self.weight
-        return library.dual_scale_linear(
-            *self.quantized, w.codes, w.scale, w.zero, self.bias, w.split.n_outlier, w.codec.bits, dtype
-        )
+        return library.dual_scale_linear(self.quantized, self.weight.packed, self.bias, dtype)
 
 
 def make(
@@ -217,7 +215,7 @@ def test_any_layout_and_leading_axes_give_the_same_codes() -> None:
         "swapped": x.view(2, 3, -1).transpose(0, 1).contiguous().transpose(0, 1),
     }
     for name, view in shapes.items():
-        for n, order in ((split.n_outlier, split.order), (0, None)):
+        for n, order in ((split.n_outlier, problem.weight.order), (0, None)):
             came = library.quantize_activation(view, order, n, 0.1)
             due = library.quantize_activation(x, order, n, 0.1)
             assert all(torch.equal(a, b) for a, b in zip(came, due, strict=True)), name

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qarvd.errors import ShapeError
 from qarvd.ops import library
+from qarvd.ops.backends.base import quantize
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
@@ -66,8 +67,8 @@ def test_it_equals_the_dequantized_product_up_to_half_a_step_of_its_tokens(
 ) -> None:
     linear, x = linear_of(codec, seed, outliers, bias), tokens(rows, seed=seed)
     weight = linear.weight.dequantize()
-    columns, n = weight[:, linear.weight.split.order].abs(), len(outliers)
-    scale = linear.quantize(x, linear.weight.guard).scale
+    columns, n = linear.weight.split.to_columns(weight).abs(), len(outliers)
+    scale = quantize(x, linear.weight, linear.weight.guard).tokens.scale
     normal = columns[:, n:].sum(1) + linear.weight.scale[:, 1]  # half a unit more for the fold
     room = 0.5 * (scale[:, :1] * columns[:, :n].sum(1) + scale[:, 1:] * normal)
     error = (linear(x) - F.linear(x, weight, linear.bias)).abs()
@@ -84,7 +85,7 @@ def test_leading_axes_are_kept(codec: Codec, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("channels", [32, 95, 97, 128])
 @pytest.mark.parametrize("outliers", [(), OUTLIERS])
 def test_tokens_of_another_width_are_refused(outliers: tuple[int, ...], channels: int) -> None:
-    with pytest.raises(ShapeError, match="a linear of 96 channels"):
+    with pytest.raises(ShapeError, match="linear of 96 input channels can't take tokens"):
         linear_of(CODECS["int8"], outliers=outliers)(torch.zeros(2, channels))
 
 
@@ -114,16 +115,16 @@ def test_linears_with_one_split_share_one_quantization(codec: Codec, monkeypatch
     steepest = max((linear.weight for linear in linears), key=lambda w: w.guard)
     alone = [linear(x) for linear in linears]
     calls: list[None] = []
-    quantize = library.quantize_activation
-    monkeypatch.setattr(library, "quantize_activation", lambda *args: calls.append(None) or quantize(*args))
+    call = library.quantize_activation
+    monkeypatch.setattr(library, "quantize_activation", lambda *args: calls.append(None) or call(*args))
     shared = linears[0].share_input(x, linears)
     together = [linear(shared) for linear in linears]
     assert len(calls) == 1
     assert not isinstance(shared, Tensor)
-    assert torch.equal(shared.scale, linears[0].quantize(x, steepest.guard).scale)
+    assert torch.equal(shared.tokens.scale, quantize(x, steepest, steepest.guard).tokens.scale)
     for linear, a, b in zip(linears, alone, together, strict=True):
         assert torch.equal(a, b)  # no guard was needed
-        assert torch.equal(b, linear(linear.quantize(x, steepest.guard)))
+        assert torch.equal(b, linear(quantize(x, linear.weight, steepest.guard)))
 
 
 def test_linears_with_other_splits_or_in_full_precision_share_nothing() -> None:
@@ -135,7 +136,7 @@ def test_linears_with_other_splits_or_in_full_precision_share_nothing() -> None:
 @every_codec
 def test_copies_and_casts_keep_the_codes(codec: Codec) -> None:
     linear, x = linear_of(codec), tokens(3)
-    due = linear(x)  # prepared: a copy must not depend on that
+    expected = linear(x)  # prepared: a copy must not depend on that
     codes, scale = linear.weight.codes.clone(), linear.weight.scale.clone()
     changed = {
         "deep copy": copy.deepcopy(linear),
@@ -146,14 +147,14 @@ def test_copies_and_casts_keep_the_codes(codec: Codec) -> None:
     for name, other in changed.items():
         assert torch.equal(other.weight.codes, codes) and other.weight.codes.dtype == codes.dtype, name
         assert torch.equal(other.weight.scale, scale) and other.weight.scale.dtype == torch.float32, name
-        torch.testing.assert_close(other(x), due, rtol=0, atol=2e-3 if "half" in name else 0, msg=name)
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=2e-3 if "half" in name else 0, msg=name)
 
 
 def test_a_copy_is_independent() -> None:
     linear, x = linear_of(CODECS["int8"]), tokens(3)
-    due, other = linear(x), copy.deepcopy(linear)
+    expected, other = linear(x), copy.deepcopy(linear)
     other.weight.codes.zero_()
-    assert torch.equal(linear(x), due)
+    assert torch.equal(linear(x), expected)
 
 
 def test_preparing_first_changes_nothing() -> None:

@@ -1,6 +1,7 @@
 """What attention to a ring in 8 and 4 bits means, and that a CPU computes it block by block."""
 
 from collections.abc import Callable
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarvd.errors import ShapeError
-from qarvd.ops import cpu_attention, library, reference
+from qarvd.ops import library, reference
+from qarvd.ops.cpu import ops as cpu
+from qarvd.ops.cuda import ops as cuda
+from qarvd.ops.values import KeyValue
 
-from .rings import BATCH, DIM, HEADS, empty_ring, ring_of, tokens
+from .rings import BATCH, DIM, HEADS, dequantized, empty_ring, ring_of, tokens
 
 laws = settings(max_examples=40, deadline=None)
 widths = st.sampled_from([8, 4])
@@ -37,22 +41,22 @@ def test_attention_is_that_of_the_dequantized_ring_the_sink_and_the_newest_chunk
     ring = ring_of(9, generator, bits)
     offset = torch.randn(BATCH, HEADS, DIM, generator=generator) if shifted else None
     query = torch.randn(BATCH, HEADS, 5, DIM, generator=generator).to(dtype)
-    pairs = [tuple(t.to(dtype) for t in tokens(count, generator)) if count else (None, None) for count in (sink, new)]
-    came = meaning(query, *ring.tensors, length, offset, *pairs[0], *pairs[1], bits)
-    assert came.dtype == dtype and came.shape == query.shape
+    pairs = [KeyValue(*(t.to(dtype) for t in tokens(n, generator))) if n else None for n in (sink, new)]
+    actual = meaning(query, ring, length, offset, *pairs)
+    assert actual.dtype == dtype and actual.shape == query.shape
 
     wide = query.float()
     shift = torch.zeros(BATCH, HEADS, DIM) if offset is None else offset
-    held_key, held_value = ring.key[:, :, :length], ring.value[:, :, :length]
-    keys = [key.float() - shift.unsqueeze(2) for key, _ in pairs if key is not None]
-    values = torch.cat([held_value, *(value.float() for _, value in pairs if value is not None)], dim=2)
+    held_key, held_value = (x[:, :, :length] for x in dequantized(ring))
+    keys = [pair.key.float() - shift.unsqueeze(2) for pair in pairs if pair is not None]
+    values = torch.cat([held_value, *(pair.value.float() for pair in pairs if pair is not None)], dim=2)
 
     unrounded = F.scaled_dot_product_attention(wide, torch.cat([held_key, *keys], dim=2), values)
-    assert dtype == torch.bfloat16 or (came - unrounded).norm() <= 3e-4 * unrounded.norm()  # 16-bit queries
+    assert dtype == torch.bfloat16 or (actual - unrounded).norm() <= 3e-4 * unrounded.norm()  # 16-bit queries
 
     scores = torch.cat([rounded(wide) @ held_key.mT, *(wide @ key.mT for key in keys)], dim=-1) / DIM**0.5
-    due = (scores.softmax(-1) @ values).to(dtype)
-    torch.testing.assert_close(came, due, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-5)
+    expected = (scores.softmax(-1) @ values).to(dtype)
+    torch.testing.assert_close(actual, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-5)
 
 
 def rounded(query: Tensor) -> Tensor:
@@ -70,8 +74,8 @@ def rounded(query: Tensor) -> Tensor:
     shifted=st.booleans(),
     bits=widths,
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    block=st.sampled_from([16, 100, cpu_attention.BLOCK]),
-    scratch=st.sampled_from([1, 2 * 100 * 64, cpu_attention.SCRATCH]),
+    block=st.sampled_from([16, 100, cpu.BLOCK]),
+    scratch=st.sampled_from([1, 2 * 100 * 64, cpu.SCRATCH]),
     seed=st.integers(0, 2**32),
 )
 def test_the_cpu_attends_in_blocks_as_the_reference_does_at_once(
@@ -94,22 +98,22 @@ def test_the_cpu_attends_in_blocks_as_the_reference_does_at_once(
         return torch.randn(places[0], count, places[1], head_dim, generator=generator).transpose(1, 2)
 
     ring = empty_ring(bits, *places, length + spare, head_dim)
-    library.kv_append(draw(length + spare), draw(length + spare), None, *ring.tensors, position, bits)
+    library.kv_append(draw(length + spare), draw(length + spare), None, ring, position)
     offset = torch.randn(*places, head_dim, generator=generator) if shifted else None
-    outside = [x for n in (sink, new) for x in ((draw(n).to(dtype), draw(n).to(dtype)) if n else (None, None))]
-    arguments = (draw(queries).to(dtype), *ring.tensors, length, offset, *outside, bits)
-    with patch.multiple(cpu_attention, BLOCK=block, SCRATCH=scratch):
-        came = library.kv_attention(*arguments)
-    due = meaning(*arguments)
-    assert came.dtype == dtype and came.is_contiguous()
+    outside = [KeyValue(draw(n).to(dtype), draw(n).to(dtype)) if n else None for n in (sink, new)]
+    arguments = (draw(queries).to(dtype), ring, length, offset, *outside)
+    with patch.multiple(cpu, BLOCK=block, SCRATCH=scratch):
+        actual = library.kv_attention(*arguments)
+    expected = meaning(*arguments)
+    assert actual.dtype == dtype and actual.is_contiguous()
     step = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
-    torch.testing.assert_close(came, due, rtol=step, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=step, atol=1e-5)
 
 
 def test_attention_to_nothing_is_zero() -> None:
     ring, query = empty_ring(8, 1, 2, 5, DIM), torch.randn(1, 2, 3, DIM)
     for attention in (library.kv_attention, reference.kv_attention):
-        assert not attention(query, *ring.tensors, 0, None, None, None, None, None).any()
+        assert not attention(query, ring, 0, None, None, None).any()
 
 
 @pytest.mark.parametrize("parts", ["ring", "all"])
@@ -139,8 +143,8 @@ def misfits(bits: int) -> dict[str, tuple[str, list[object]]]:
         "head dim": ("key codes have shape", but(0, torch.zeros(1, 2, 4, 32))),
         "heads": (r"key codes have shape \(1, 2, 5, \d+\); expected \(1, 3", but(0, torch.zeros(1, 3, 4, 64))),
         "axes": (r"Queries have shape \(2, 4, 64\)", but(0, torch.zeros(2, 4, 64))),
-        "dtype": ("Queries came as torch.float64", but(0, torch.zeros(1, 2, 4, 64, dtype=torch.float64))),
-        "codes": ("key codes came as torch.int16", but(1, ring.key_codes.to(torch.int16))),
+        "dtype": ("Queries are torch.float64", but(0, torch.zeros(1, 2, 4, 64, dtype=torch.float64))),
+        "codes": ("key codes are torch.int16", but(1, ring.key_codes.to(torch.int16))),
         "scales": ("value scales have shape", but(4, torch.zeros(1, 2, 4))),
         "length": ("first 6 slots was asked of a ring of 5", but(5, 6)),
         "negative length": ("first -1 slots", but(5, -1)),
@@ -148,18 +152,16 @@ def misfits(bits: int) -> dict[str, tuple[str, list[object]]]:
         "half a sink": ("sink needs both keys and values", but(8, None)),
         "half a chunk": ("newest chunk needs both", but(9, None)),
         "values of another length": ("newest chunk's values have shape", but(10, torch.zeros(1, 2, 2, 64))),
-        "bits": (r"kept in \[4, 8\] bits; 3 came", but(11, 3)),
+        "bits": (r"kept in \[4, 8\] bits; 3 were", but(11, 3)),
         "wide heads": ("at most 512", but(0, torch.zeros(1, 2, 4, 1024))),
         "elsewhere": ("value codes are on meta; expected cpu", but(3, ring.value_codes.to("meta"))),
     }
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("attention", [cpu_attention.kv_attention, reference.kv_attention], ids=["cpu", "reference"])
+@pytest.mark.parametrize("twin", [reference, cpu, cuda], ids=["reference", "cpu", "cuda"])
 @pytest.mark.parametrize("what", list(misfits(8)))
-def test_attention_that_does_not_fit_is_refused_in_a_sentence(
-    what: str, attention: Callable[..., Tensor], bits: int
-) -> None:
+def test_attention_that_does_not_fit_is_refused_in_a_sentence(what: str, twin: ModuleType, bits: int) -> None:
     message, arguments = misfits(bits)[what]
     with pytest.raises(ShapeError, match=message):
-        attention(*arguments)
+        library._OPS["kv_attention"].flat(twin.kv_attention)(*arguments)

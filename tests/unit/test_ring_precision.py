@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarvd.ops import library, reference
-from qarvd.ops.ring import codec_of_ring
+from qarvd.ops.codecs import cache_codec_of
 
-from .rings import BATCH, DIM, HEADS, empty_ring, ring_of, tokens
+from .rings import BATCH, DIM, HEADS, dequantized, empty_ring, ring_of, tokens
 
 laws = settings(max_examples=40, deadline=None)
 meaning: Callable[..., Tensor] = reference.kv_attention
@@ -24,23 +24,23 @@ def test_two_bytes_of_a_query_code_give_its_exact_product(head_dim: int, bits: i
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 1, 2, 40, head_dim, generator=generator).mul_(3).trunc_().unbind()
     ring = empty_ring(bits, 1, 2, 40, head_dim)
-    library.kv_append(key, value, None, *ring.tensors, 0, bits)
+    library.kv_append(key, value, None, ring, 0)
     codes, step = reference.query_codes(query)
     assert codes.abs().max() <= 32512 and torch.equal(codes, codes.round())
-    dots = (codes.double() @ codec_of_ring(bits).unpack(ring.key_codes).double().mT).float()
+    dots = (codes.double() @ cache_codec_of(bits).unpack(ring.key_codes).double().mT).float()
     weights = (dots * (step * ring.key_scale.unsqueeze(2)) * (1 / head_dim**0.5)).softmax(-1)
-    assert torch.equal(meaning(query, *ring.tensors, 40, *(None,) * 5, bits), weights @ ring.value)
+    assert torch.equal(meaning(query, ring, 40, None, None, None), weights @ dequantized(ring).value)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, offset: Tensor | None) -> Tensor:
     """Attention to `key` and `value` after a trip through the ring."""
     ring = ring_of(key.shape[2], torch.Generator().manual_seed(0))
-    library.kv_append(key, value, offset, *ring.tensors, 0)
-    return library.kv_attention(query, *ring.tensors, key.shape[2], offset, None, None, None, None)
+    library.kv_append(key, value, offset, ring, 0)
+    return library.kv_attention(query, ring, key.shape[2], offset, None, None)
 
 
-def relative(came: Tensor, due: Tensor) -> float:
-    return ((came - due).norm() / due.norm()).item()
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("loud", [False, True], ids=["even channels", "loud channels"])
@@ -53,13 +53,13 @@ def test_integer_scores_cost_no_more_than_the_codes_themselves(bits: int, loud: 
     if loud:
         key[..., :3] *= 10
     ring = empty_ring(bits, 1, 2, 2048, 128)
-    library.kv_append(key, value, None, *ring.tensors, 0, bits)
-    dequantized = F.scaled_dot_product_attention(query, ring.key, ring.value)
+    library.kv_append(key, value, None, ring, 0)
+    dequantizing = F.scaled_dot_product_attention(query, *dequantized(ring))
     exact = F.scaled_dot_product_attention(query, key, value)
     for attention in (library.kv_attention, reference.kv_attention):
-        came = attention(query, *ring.tensors, 2048, None, None, None, None, None, bits)
-        assert relative(came, dequantized) < 2e-4
-        assert relative(came, exact) <= 1.01 * relative(dequantized, exact)
+        actual = attention(query, ring, 2048, None, None, None)
+        assert relative(actual, dequantizing) < 2e-4
+        assert relative(actual, exact) <= 1.01 * relative(dequantizing, exact)
 
 
 @laws
@@ -69,7 +69,7 @@ def test_softmax_does_not_see_the_key_offset(seed: int) -> None:
     query, _ = tokens(5, generator)
     ring, pair = ring_of(4, generator), tokens(6, generator)
     offset = torch.randn(BATCH, HEADS, DIM, generator=generator)
-    plain, shifted = (library.kv_attention(query, *ring.tensors, 0, o, None, None, *pair) for o in (None, offset))
+    plain, shifted = (library.kv_attention(query, ring, 0, o, None, pair) for o in (None, offset))
     torch.testing.assert_close(shifted, plain, rtol=1e-5, atol=1e-5)
 
 

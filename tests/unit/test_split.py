@@ -15,12 +15,12 @@ def test_the_order_is_a_permutation_with_ascending_outliers_first(groups: int, d
     channels, n_outlier = 32 * groups, 32 * data.draw(st.integers(0, groups // 2))
     outliers = data.draw(st.permutations(range(channels)))[:n_outlier]
     split = ChannelSplit.of(channels, outliers)
-    order = split.order.tolist()
+    order = split.to_columns(torch.arange(split.channels)).tolist()
     assert split.n_outlier == n_outlier
     assert sorted(order) == list(range(channels))
     assert order[:n_outlier] == sorted(outliers)
     assert order[n_outlier:] == sorted(order[n_outlier:])
-    assert split.order.dtype == torch.int64
+    assert split.to_columns(torch.arange(split.channels)).dtype == torch.int64
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qarvd.ops import linear
+from qarvd.ops.backends import cuda, registry
+from qarvd.ops.backends.cuda import CUDA, FEW_TOKENS
+from qarvd.ops.backends.weight_only import WEIGHT_ONLY
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
-from qarvd.ops.weight_only import FEW_TOKENS, WEIGHT_ONLY
 
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 
@@ -38,10 +39,10 @@ def tokens(*shape: int) -> Tensor:
 def test_it_is_the_product_with_the_dequantized_weight(codec: Codec, outliers: int, zero: bool, biased: bool) -> None:
     weight, x = weight_of(codec, outliers, zero), tokens(2, 3)
     bias = torch.arange(24.0) if biased else None
-    due = F.linear(x, weight.dequantize(), bias)
-    torch.testing.assert_close(WEIGHT_ONLY.prepare(weight, bias)(x), due, rtol=1e-5, atol=1e-3)
-    half = WEIGHT_ONLY.prepare(weight, bias)(x.bfloat16())
-    assert half.dtype == torch.bfloat16 and (half - due).norm() < 2e-2 * due.norm()
+    expected = F.linear(x, weight.dequantize(), bias)
+    torch.testing.assert_close(WEIGHT_ONLY.prepare(weight).run(x, bias), expected, rtol=1e-5, atol=1e-3)
+    half = WEIGHT_ONLY.prepare(weight).run(x.bfloat16(), bias)
+    assert half.dtype == torch.bfloat16 and (half - expected).norm() < 2e-2 * expected.norm()
 
 
 class Devices(TorchDispatchMode):
@@ -59,15 +60,16 @@ class Devices(TorchDispatchMode):
 @every_codec
 def test_a_call_copies_nothing_from_the_host(codec: Codec) -> None:
     """A CUDA graph could not be captured otherwise."""
-    run = WEIGHT_ONLY.prepare(weight_of(codec, 32).to("meta"), None)
+    run = WEIGHT_ONLY.prepare(weight_of(codec, 32).to("meta")).run
     x = tokens(4).to("meta")
     with Devices() as devices:
-        run(x)
+        run(x, None)
     assert devices.seen == {"meta"}
 
 
-def test_few_tokens_are_multiplied_as_they_are_where_weight_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "WEIGHT_ONLY", replace(WEIGHT_ONLY, refuses=lambda weight: None))
+def test_few_tokens_are_multiplied_as_they_are_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "is_traced", lambda weight: True)  # no card to load kernels for
+    monkeypatch.setattr(registry, "BACKENDS", (replace(CUDA, refuses=lambda weight: None),))
     weight = weight_of(CODECS["int8"], 32)
     layer = QuantizedLinear(weight, None)
     for count in (FEW_TOKENS, FEW_TOKENS + 1):

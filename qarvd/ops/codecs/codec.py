@@ -24,6 +24,8 @@ class Codec:
     """int8 codes [out, in] -> stored bytes [out, in * bits / 8]."""
     unpack: Callable[[Tensor], Tensor]
     """The inverse of `pack`."""
+    keeps_cache: bool = False
+    """Whether keys and values can be kept in it: the ops of the ring, kernels among them, read and write it."""
 
     @property
     def format(self) -> str:

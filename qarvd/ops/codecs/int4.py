@@ -17,7 +17,7 @@ GROUP = 32
 def pack(codes: Tensor) -> Tensor:
     """int8 codes [out, in] in -8..7 -> uint8 [out, in / 2]. Raises ShapeError unless 32 divides `in`."""
     if codes.shape[-1] % GROUP:
-        raise ShapeError(f"4-bit codes are packed in groups of {GROUP} columns; {codes.shape[-1]} columns came.")
+        raise ShapeError(f"4-bit codes are packed in groups of {GROUP} columns, not {codes.shape[-1]} columns.")
     low, high = codes.unflatten(-1, (-1, 2, GROUP // 2)).unbind(-2)
     return ((low & 15) | (high << 4)).flatten(-2).view(torch.uint8)
 
@@ -28,4 +28,4 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.stack([(halves << 4) >> 4, halves >> 4], dim=-2).flatten(-3)
 
 
-CODEC = Codec(bits=4, low=-7, high=7, unit=16, stored=torch.uint8, pack=pack, unpack=unpack)
+CODEC = Codec(bits=4, low=-7, high=7, unit=16, stored=torch.uint8, pack=pack, unpack=unpack, keeps_cache=True)

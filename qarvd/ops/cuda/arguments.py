@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -52,6 +53,24 @@ class AttentionArguments(ctypes.Structure):
         ("tokens", c_int32 * 2),
         ("log2e_over_root", c_float),
     )
+
+
+ALIGNMENT = 16
+"""Bytes: kernels read and write pieces of this size, which must begin at multiples of it. torch's own tensors do;
+views into others need not. A misaligned access ends the process's use of the card."""
+
+
+@overload
+def aligned(x: Tensor) -> Tensor: ...
+@overload
+def aligned(x: None) -> None: ...
+@overload
+def aligned(x: Tensor | None) -> Tensor | None: ...
+def aligned(x: Tensor | None) -> Tensor | None:
+    """`x` in one piece of memory that begins at a multiple of `ALIGNMENT`: itself, or a copy."""
+    if x is None or (x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..ring import Ring
+from ..values import KeyValue, PackedWeight, Ring, Tokens
 from .arguments import (
+    ALIGNMENT,
     TYPES,
     ActivationArguments,
     AppendArguments,
     AttentionArguments,
     LinearArguments,
+    aligned,
     place,
     pointer,
 )
@@ -68,33 +70,22 @@ def prepare_activation(launcher: Launcher) -> None:
 
 def quantize_activation(
     launcher: Launcher, stream: int, x: Tensor, order: Tensor | None, n_outlier: int, guard: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tokens:
     """As `reference.quantize_activation`, to the bit, for what `refuses_activation` lets pass."""
     channels = x.shape[-1]
-    rows = x.reshape(-1, channels)
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
+    rows = _rows(x.reshape(-1, channels))
     count = rows.shape[0]
-    codes = rows.new_empty((count, channels), dtype=torch.int8)
-    scale = rows.new_empty((count, 2), dtype=torch.float32)
-    sums = rows.new_empty((count, 2), dtype=torch.int32)
+    made = Tokens(
+        rows.new_empty((count, channels), dtype=torch.int8),
+        rows.new_empty((count, 2), dtype=torch.float32),
+        rows.new_empty((count, 2), dtype=torch.int32),
+    )
     if count:
-        if order is not None:
-            order = order.to(torch.int32).contiguous()
-        arguments = ActivationArguments(
-            pointer(rows),
-            pointer(order),
-            pointer(codes),
-            pointer(scale),
-            pointer(sums),
-            rows.stride(0),
-            channels,
-            n_outlier,
-            guard,
-            TYPES[rows.dtype],
-        )
+        order = aligned(None if order is None else order.to(torch.int32))
+        held = map(pointer, (rows, order, *made))
+        arguments = ActivationArguments(*held, rows.stride(0), channels, n_outlier, guard, TYPES[rows.dtype])
         launcher.launch(ACTIVATION, (count, 1, 1), ACTIVATION_THREADS, 0, arguments, stream)
-    return codes, scale, sums
+    return made
 
 
 @dataclass(frozen=True)
@@ -126,10 +117,10 @@ def refuses_bits(bits: int) -> str | None:
     return None if bits in TILES else f"{bits}-bit weights; they must have {_names(TILES)} bits"
 
 
-def refuses_linear(codes: Tensor, n_outlier: int, bits: int) -> str | None:
-    """Why a linear can't take codes [M, K], or None."""
-    if codes.shape[1] % CHANNEL_GROUP or n_outlier % CHANNEL_GROUP:
-        return f"{n_outlier} outliers of {codes.shape[1]} channels; both must be multiples of {CHANNEL_GROUP}"
+def refuses_linear(channels: int, n_outlier: int, bits: int) -> str | None:
+    """Why there is no linear for a weight of so many input channels, or None."""
+    if channels % CHANNEL_GROUP or n_outlier % CHANNEL_GROUP:
+        return f"{n_outlier} outliers of {channels} channels; both must be multiples of {CHANNEL_GROUP}"
     return refuses_bits(bits)
 
 
@@ -148,27 +139,24 @@ def dual_scale_linear(
     launcher: Launcher,
     stream: int,
     tile: Tile,
-    codes: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero: Tensor | None,
+    tokens: Tokens,
+    weight: PackedWeight,
     bias: Tensor | None,
-    n_outlier: int,
-    bits: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """As `reference.dual_scale_linear`, to the bit, for what `refuses_linear` lets pass."""
-    (rows, channels), outputs = codes.shape, len(weight)
-    out = codes.new_empty((rows, outputs), dtype=dtype)
+    (rows, channels), outputs = tokens.codes.shape, len(weight.codes)
+    out = tokens.codes.new_empty((rows, outputs), dtype=dtype)
     if out.numel():
         bias = None if bias is None else bias.float()
-        given = (codes, weight, scale, sums, weight_scale, weight_zero, bias)
-        held = [None if x is None else x.contiguous() for x in given]
-        arguments = LinearArguments(*map(pointer, (*held, out)), rows, outputs, channels, n_outlier, TYPES[dtype])
+        given = (tokens.codes, weight.codes, tokens.scale, tokens.sums, weight.scale, weight.zero, bias)
+        held = [aligned(x) for x in given]
+        arguments = LinearArguments(
+            *map(pointer, (*held, out)), rows, outputs, channels, weight.n_outlier, TYPES[dtype]
+        )
         across, down = tile.blocks(rows, outputs)
-        launcher.launch(tile.kernel(bits), (across, down, 1), THREADS, tile.shared(bits), arguments, stream)
+        shared = tile.shared(weight.bits)
+        launcher.launch(tile.kernel(weight.bits), (across, down, 1), THREADS, shared, arguments, stream)
     return out
 
 
@@ -186,34 +174,26 @@ def prepare_append(launcher: Launcher) -> None:
 
 
 def kv_append(
-    launcher: Launcher,
-    stream: int,
-    key: Tensor,
-    value: Tensor,
-    key_offset: Tensor | None,
-    ring: Ring,
-    position: int,
-    bits: int,
+    launcher: Launcher, stream: int, key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int
 ) -> None:
     """As `reference.kv_append`, to the bit, for what `refuses_append` lets pass."""
     batch, heads, tokens, head_dim = key.shape
     if not key.numel():
         return
     key, value = _rows(key), _rows(value)
-    offset = None if key_offset is None else key_offset.float().contiguous()
-    capacity = ring[0].shape[2]
+    offset = aligned(None if key_offset is None else key_offset.float())
     arguments = AppendArguments(
         (pointer(key), pointer(value)),
-        (pointer(ring[0]), pointer(ring[2])),
-        (pointer(ring[1]), pointer(ring[3])),
+        (pointer(ring.key_codes), pointer(ring.value_codes)),
+        (pointer(ring.key_scale), pointer(ring.value_scale)),
         pointer(offset),
         (place(key), place(value)),
         heads,
         tokens,
         head_dim,
-        capacity,
-        position % capacity,
-        bits,
+        ring.capacity,
+        position % ring.capacity,
+        ring.bits,
         TYPES[key.dtype],
     )
     launcher.launch(
@@ -221,11 +201,14 @@ def kv_append(
     )
 
 
-def refuses_attention(query: Tensor, ring: Ring, held: Sequence[Tensor | None], turing: bool) -> str | None:
-    """Why `kv_attention` can't take these queries, ring, and keys and values `held` as they came, or None."""
+def refuses_attention(
+    query: Tensor, ring: Ring, sink: KeyValue | None, new: KeyValue | None, turing: bool
+) -> str | None:
+    """Why `kv_attention` can't take these tensors, or None."""
     if query.shape[-1] not in HEAD_DIMS:
         return f"heads of {query.shape[-1]} channels; they must have {_names(HEAD_DIMS)}"
-    if query.dtype == torch.float32 or any(x is not None and x.dtype != query.dtype for x in held):
+    held = (*(sink or ()), *(new or ()))
+    if query.dtype == torch.float32 or any(x.dtype != query.dtype for x in held):
         return "queries, sink and newest chunk must all be torch.float16, or all torch.bfloat16"
     if turing and query.dtype == torch.bfloat16:
         return "cards before Ampere have no bfloat16 products; take torch.float16"
@@ -233,7 +216,12 @@ def refuses_attention(query: Tensor, ring: Ring, held: Sequence[Tensor | None], 
 
 
 def _refuses_ring(ring: Ring) -> str | None:
-    return None if all(x.is_contiguous() for x in ring) else "the ring's tensors are not contiguous"
+    """What is written can't be copied first, as `aligned` does with what is read."""
+    if not all(x.is_contiguous() for x in ring.tensors):
+        return "the ring's tensors are not contiguous"
+    if any(x.data_ptr() % ALIGNMENT for x in ring.tensors):
+        return f"the ring's tensors do not begin at multiples of {ALIGNMENT} bytes"
+    return None
 
 
 def _names(choices: Iterable[object]) -> str:
@@ -255,9 +243,8 @@ def kv_attention(
     ring: Ring,
     length: int,
     key_offset: Tensor | None,
-    sink: tuple[Tensor | None, Tensor | None],
-    new: tuple[Tensor | None, Tensor | None],
-    bits: int,
+    sink: KeyValue | None,
+    new: KeyValue | None,
 ) -> Tensor:
     """As `reference.kv_attention` but for rounding, for what `refuses_attention` lets pass; the kernel is prepared."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -265,32 +252,32 @@ def kv_attention(
         return out
     batch, heads, rows, head_dim = query.shape
     query = _rows(query)
-    plain = [[None if x is None else _rows(x) for x in pair] for pair in (sink, new)]
-    offset = None if key_offset is None else key_offset.float().contiguous()
+    plain = [None if held is None else KeyValue(*map(_rows, held)) for held in (sink, new)]
+    offset = aligned(None if key_offset is None else key_offset.float())
     arguments = AttentionArguments(
         pointer(query),
         pointer(out),
-        (pointer(ring[0]), pointer(ring[2])),
-        (pointer(ring[1]), pointer(ring[3])),
+        (pointer(ring.key_codes), pointer(ring.value_codes)),
+        (pointer(ring.key_scale), pointer(ring.value_scale)),
         pointer(offset),
-        tuple(tuple(map(pointer, pair)) for pair in plain),
+        tuple((None, None) if held is None else tuple(map(pointer, held)) for held in plain),
         place(query),
         place(out),
-        tuple(tuple((0, 0, 0) if x is None else place(x) for x in pair) for pair in plain),
+        tuple(((0, 0, 0),) * 2 if held is None else tuple(map(place, held)) for held in plain),
         heads,
         rows,
         length,
-        ring[0].shape[2],
-        tuple(0 if pair[0] is None else pair[0].shape[2] for pair in plain),
+        ring.capacity,
+        tuple(0 if held is None else held.key.shape[2] for held in plain),
         math.log2(math.e) / math.sqrt(head_dim),
     )
-    kernel, shared = attention_kernel(query, bits)
+    kernel, shared = attention_kernel(query, ring.bits)
     launcher.launch(kernel, (math.ceil(rows / QUERIES), heads, batch), THREADS, shared, arguments, stream)
     return out
 
 
 def _rows(x: Tensor) -> Tensor:
     """`x` with every token's channels in a row that begins at a multiple of 16 bytes."""
-    unit = 16 // x.element_size()
-    fits = x.stride(-1) == 1 and all(stride % unit == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0
-    return x if fits else x.contiguous()
+    unit = ALIGNMENT // x.element_size()
+    fits = x.stride(-1) == 1 and all(stride % unit == 0 for stride in x.stride()[:-1])
+    return x if fits and x.data_ptr() % ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)

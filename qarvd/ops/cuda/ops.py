@@ -1,17 +1,16 @@
-"""The ops on CUDA tensors: a kernel where one takes them, else the reference, which is said aloud once."""
+"""The ops on CUDA tensors: a kernel if one takes them, else the reference, which is said aloud once."""
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...log import warn_once
 from .. import reference
-from ..product import check_activation, check_linear
-from ..ring import check_append, check_attention
+from ..values import KeyValue, PackedWeight, Ring, Tokens
 from . import device, kernels
 
 
@@ -34,13 +33,11 @@ def stream(where: torch.device) -> int:
 
 
 def _slow(op: str, reason: str) -> None:
-    """Python shows equal warnings once."""
-    warnings.warn(f"{op} runs in plain torch, which is far slower than its kernel: {reason}.", stacklevel=3)
+    warn_once(f"{op} runs in plain torch, which is far slower than its kernel: {reason}.")
 
 
-def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
     """See `reference.quantize_activation`."""
-    check_activation(x, order, n_outlier)
     reason = device.refuses(x.device) or kernels.refuses_activation(x, n_outlier)
     if reason:
         _slow("quantize_activation", reason)
@@ -50,77 +47,44 @@ def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: 
     return kernels.quantize_activation(launcher, stream(x.device), x, order, n_outlier, guard)
 
 
-def dual_scale_linear(
-    codes: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero: Tensor | None,
-    bias: Tensor | None,
-    n_outlier: int,
-    bits: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def dual_scale_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """See `reference.dual_scale_linear`."""
-    where = codes.device
-    arguments = (codes, scale, sums, weight, weight_scale, weight_zero, bias, n_outlier, bits, dtype)
-    check_linear(*arguments)
-    reason = device.refuses(where) or kernels.refuses_linear(codes, n_outlier, bits)
+    where, (rows, channels) = tokens.codes.device, tokens.codes.shape
+    reason = device.refuses(where) or kernels.refuses_linear(channels, weight.n_outlier, weight.bits)
     if reason:
         _slow("dual_scale_linear", reason)
-        return reference.dual_scale_linear(*arguments)
+        return reference.dual_scale_linear(tokens, weight, bias, dtype)
     launcher = device.launcher(where)
-    kernels.prepare_linear(launcher, bits)
-    tile = kernels.choose_tile(bits, len(codes), len(weight), card(where).multiprocessors)
-    return kernels.dual_scale_linear(launcher, stream(where), tile, *arguments)
+    kernels.prepare_linear(launcher, weight.bits)
+    tile = kernels.choose_tile(weight.bits, rows, len(weight.codes), card(where).multiprocessors)
+    return kernels.dual_scale_linear(launcher, stream(where), tile, tokens, weight, bias, dtype)
 
 
-def kv_append(
-    key: Tensor,
-    value: Tensor,
-    key_offset: Tensor | None,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
-    position: int,
-    bits: int = 8,
-) -> None:
+def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:
     """See `reference.kv_append`."""
-    ring = (key_codes, key_scale, value_codes, value_scale)
-    check_append(key, value, key_offset, ring, position, bits)
     reason = device.refuses(key.device) or kernels.refuses_append(key, value, ring)
     if reason:
         _slow("kv_append", reason)
-        return reference.kv_append(key, value, key_offset, *ring, position, bits)
+        return reference.kv_append(key, value, key_offset, ring, position)
     launcher = device.launcher(key.device)
     kernels.prepare_append(launcher)
-    return kernels.kv_append(launcher, stream(key.device), key, value, key_offset, ring, position, bits)
+    return kernels.kv_append(launcher, stream(key.device), key, value, key_offset, ring, position)
 
 
 def kv_attention(
     query: Tensor,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
+    ring: Ring,
     length: int,
     key_offset: Tensor | None,
-    sink_key: Tensor | None,
-    sink_value: Tensor | None,
-    new_key: Tensor | None,
-    new_value: Tensor | None,
-    bits: int = 8,
+    sink: KeyValue | None,
+    new: KeyValue | None,
 ) -> Tensor:
     """See `reference.kv_attention`."""
-    ring, where = (key_codes, key_scale, value_codes, value_scale), query.device
-    sink, new = (sink_key, sink_value), (new_key, new_value)
-    check_attention(query, ring, length, key_offset, sink, new, bits)
-    reason = device.refuses(where) or kernels.refuses_attention(query, ring, (*sink, *new), card(where).turing)
+    where = query.device
+    reason = device.refuses(where) or kernels.refuses_attention(query, ring, sink, new, card(where).turing)
     if reason:
         _slow("kv_attention", reason)
-        return reference.kv_attention(query, *ring, length, key_offset, *sink, *new, bits)
+        return reference.kv_attention(query, ring, length, key_offset, sink, new)
     launcher = device.launcher(where)
-    launcher.prepare(*kernels.attention_kernel(query, bits))
-    return kernels.kv_attention(launcher, stream(where), query, ring, length, key_offset, sink, new, bits)
+    launcher.prepare(*kernels.attention_kernel(query, ring.bits))
+    return kernels.kv_attention(launcher, stream(where), query, ring, length, key_offset, sink, new)

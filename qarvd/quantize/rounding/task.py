@@ -66,11 +66,10 @@ class Task:
     @property
     def in_order(self) -> tuple[Tensor, Tensor | None]:
         """`problem` in kernel column order; without statistics the weight itself, float32, and None."""
-        order = self.split.order.to(self.weight.device)
         if self.stats is None:
-            return self.weight.detach().float()[:, order], None
+            return self.split.to_columns(self.weight.detach().float()), None
         target, hessian = self.problem
-        return target[:, order], hessian[order][:, order]
+        return self.split.to_columns(target), self.split.square_to_columns(hessian)
 
 
 def factor(hessian: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import first_line
-from .backend import Backend, QuantizedActivation, Run
-from .weight import QuantizedWeight
+from ...errors import first_line
+from ..values import Prepared, Tokens
+from ..weight import QuantizedWeight
+from .base import Backend, is_traced, sharing
 
 EXACT_COLUMNS = 1040
 """Products of two 8-bit codes that float32 sums without rounding: 1040 * 127 * 127 < 2^24."""
@@ -33,6 +34,8 @@ def refuses(weight: QuantizedWeight) -> str | None:
     """Why the CPU backend can't run `weight`."""
     if weight.codes.device.type != "cpu":
         return f"the weight is on {weight.codes.device}"
+    if is_traced(weight):
+        return "a graph is being traced, and weights can't be laid out in it"
     return _trouble()
 
 
@@ -41,12 +44,11 @@ def _trouble() -> str | None:
     """Why this torch's 8-bit products can't be used on this processor, found by running a small one."""
     codes = (torch.arange(16 * 64).view(16, 64) % 15 - 7).to(torch.int8)
     try:
-        came = _byte_product(codes, torch.ones(16))(codes)
+        actual = _byte_product(codes, torch.ones(16))(codes)
     except (RuntimeError, AttributeError) as error:
         return f"this torch lacks oneDNN's 8-bit products ({first_line(error)})"
-    return (
-        None if torch.equal(came.double(), codes.double() @ codes.double().T) else "oneDNN's 8-bit products are wrong"
-    )
+    expected = codes.double() @ codes.double().T
+    return None if torch.equal(actual.double(), expected) else "oneDNN's 8-bit products are wrong"
 
 
 def _caveat(weight: QuantizedWeight) -> str | None:
@@ -57,26 +59,26 @@ def _caveat(weight: QuantizedWeight) -> str | None:
     return None
 
 
-def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:
+def prepare(weight: QuantizedWeight) -> Prepared:
     """Lay the two ranges out for oneDNN; codes of fewer than 8 bits grow to a byte each here."""
-    codes = weight.codec.unpack(weight.codes)
     n = weight.split.n_outlier
-    normal = _product(codes[:, n:], weight.scale[:, 1], weight.codec.bits)
-    outlier = _product(codes[:, :n], weight.scale[:, 0], weight.codec.bits) if n else None
+    outlier_codes, normal_codes = weight.split.ranges(weight.codec.unpack(weight.codes))
+    normal = _product(normal_codes, weight.scale[:, 1], weight.codec.bits)
+    outlier = _product(outlier_codes, weight.scale[:, 0], weight.codec.bits) if n else None
     shift = None if weight.zero is None else weight.scale * weight.zero.float()  # [N, 2]
-    added = None if bias is None else bias.float()
 
-    def run(x: QuantizedActivation) -> Tensor:
-        out = normal(x.codes[:, n:]).mul_(x.scale[:, 1:])
+    def multiply(tokens: Tokens, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        codes, scale, sums = tokens
+        out = normal(codes[:, n:]).mul_(scale[:, 1:])
         if outlier is not None:
-            out.addcmul_(outlier(x.codes[:, :n]), x.scale[:, :1])
+            out.addcmul_(outlier(codes[:, :n]), scale[:, :1])
         if shift is not None:
-            out.addmm_(x.scale * x.sums, shift.T, alpha=-1)
-        if added is not None:
-            out.add_(added)
-        return out.to(x.dtype)
+            out.addmm_(scale * sums, shift.T, alpha=-1)
+        if bias is not None:
+            out.add_(bias.float())
+        return out.to(dtype)
 
-    return run
+    return sharing(weight, multiply)
 
 
 def _product(codes: Tensor, scale: Tensor, bits: int) -> Product:

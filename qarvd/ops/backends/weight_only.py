@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Backend, Run
-from .weight import QuantizedWeight
-
-FEW_TOKENS = 8
-"""Up to here weights alone are quantized on cards: a tile of the kernels is 64 tokens."""
+from ..split import to_columns
+from ..values import Prepared
+from ..weight import QuantizedWeight, restore
+from .base import Backend
 
 
 def refuses(weight: QuantizedWeight) -> str | None:
@@ -20,23 +19,21 @@ def refuses(weight: QuantizedWeight) -> str | None:
     return "it is for graphics cards" if weight.codes.device.type == "cpu" else None
 
 
-def prepare(weight: QuantizedWeight, bias: Tensor | None) -> Run:
+def prepare(weight: QuantizedWeight) -> Prepared:
     """No weight is laid out: memory is what quantized weights are for. Tokens are brought into its columns' order."""
-    order = weight.split.order.to(weight.codes.device) if weight.split.n_outlier else None
+    packed, order, unpack = weight.packed, weight.order, weight.codec.unpack
 
-    def run(x: Tensor) -> Tensor:
-        if order is not None:
-            x = x[..., order]
-        return F.linear(x, weight.columns().to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        columns = restore(unpack(packed.codes), packed.scale, packed.zero, packed.n_outlier)
+        return F.linear(to_columns(x, order), columns.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
-    return run
+    return Prepared(run)
 
 
 WEIGHT_ONLY = Backend(
     "weight-only",
     refuses,
     prepare,
-    takes_floats=True,
     caveat=lambda weight: (
         "Quantized linears are dequantized at every call here: smaller, but slower than full precision."
     ),

@@ -1,8 +1,8 @@
-"""The ring's two ops on a CPU, block by block: no copy of the cache in floating point is ever made.
+"""The reference a few tokens at a time: no copy of the cache, or of wide activations, in floating point is ever made.
 
 Attention lays a block of keys and values out in float32, in memory that is used again for the next one, runs torch's
 own flash kernel on it, and merges the blocks' results by their log-sum-exp. It equals the reference within the rounding
-of float32.
+of float32; the other ops equal it to the bit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
-from .ring import check_append, check_attention, codec_of_ring
+from .. import reference
+from ..codecs import cache_codec_of
+from ..values import KeyValue, Ring, Tokens
+
+PIECE = 2**21
+"""Numbers quantized at a time, 8 MiB of float32; with less, threads meet too often. What is made on the way is then
+small enough for the allocator to keep and use again; glibc takes blocks of more than 32 MiB from the system anew each
+time, which for wide inputs costs as much as the product that follows."""
 
 BLOCK = 8192
 """Most tokens in a block: each block costs a pass over the output, so few large ones are fastest."""
@@ -45,49 +51,53 @@ class _Part(NamedTuple):
     read_value: Read
 
 
-def kv_append(
-    key: Tensor,
-    value: Tensor,
-    key_offset: Tensor | None,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
-    position: int,
-    bits: int = 8,
-) -> None:
+def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
+    """`reference.quantize_activation`, to the bit."""
+    columns = x.shape[-1]
+    count = max(1, PIECE // columns)
+    if x.numel() <= count * columns:
+        return reference.quantize_activation(x, order, n_outlier, guard)
+    rows = x.reshape(-1, columns)
+    made = Tokens(
+        rows.new_empty(rows.shape, dtype=torch.int8),
+        rows.new_empty((len(rows), 2), dtype=torch.float32),
+        rows.new_empty((len(rows), 2), dtype=torch.int32),
+    )
+    for start in range(0, len(rows), count):
+        some = slice(start, start + count)
+        for whole, piece in zip(made, reference.quantize_activation(rows[some], order, n_outlier, guard), strict=True):
+            whole[some] = piece
+    return made
+
+
+def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:
     """`reference.kv_append` a few tokens at a time, so that what it needs for itself stays small."""
-    ring = (key_codes, key_scale, value_codes, value_scale)
-    check_append(key, value, key_offset, ring, position, bits)
     for start in range(0, key.shape[2], APPENDED):
         some = slice(start, start + APPENDED)
-        reference.kv_append(key[:, :, some], value[:, :, some], key_offset, *ring, position + start, bits)
+        reference.kv_append(key[:, :, some], value[:, :, some], key_offset, ring, position + start)
 
 
 @torch.no_grad()
 def kv_attention(
     query: Tensor,
-    key_codes: Tensor,
-    key_scale: Tensor,
-    value_codes: Tensor,
-    value_scale: Tensor,
+    ring: Ring,
     length: int,
     key_offset: Tensor | None,
-    sink_key: Tensor | None,
-    sink_value: Tensor | None,
-    new_key: Tensor | None,
-    new_value: Tensor | None,
-    bits: int = 8,
+    sink: KeyValue | None,
+    new: KeyValue | None,
 ) -> Tensor:
     """`reference.kv_attention` in blocks; `query` [batch, heads, M, head_dim] may be any view."""
-    ring = (key_codes, key_scale, value_codes, value_scale)
-    check_attention(query, ring, length, key_offset, (sink_key, sink_value), (new_key, new_value), bits)
     offset = None if key_offset is None else key_offset.float()
-    parts = [_Part(length, True, partial(_from_codes, *ring[:2], bits), partial(_from_codes, *ring[2:], bits))]
-    for key, value in ((sink_key, sink_value), (new_key, new_value)):
-        if key is not None and value is not None:
-            reads = partial(_from_floats, key, offset), partial(_from_floats, value, None)
-            parts.append(_Part(key.shape[2], False, *reads))
+    unpack = cache_codec_of(ring.bits).unpack
+    reads = (
+        partial(_from_codes, ring.key_codes, ring.key_scale, unpack),
+        partial(_from_codes, ring.value_codes, ring.value_scale, unpack),
+    )
+    parts = [_Part(length, True, *reads)]
+    for held in (sink, new):
+        if held is not None:
+            reads = partial(_from_floats, held.key, offset), partial(_from_floats, held.value, None)
+            parts.append(_Part(held.key.shape[2], False, *reads))
     longest = max(_block(part.tokens) for part in parts)
     out = query.new_zeros(query.shape)
     if not out.numel() or not longest:
@@ -110,15 +120,17 @@ def _attend(query: Tensor, parts: Sequence[_Part], place: Place, scratch: Tensor
             key, value = scratch[..., : tokens.stop - tokens.start, :].unbind()
             part.read_key(place, tokens, key)
             part.read_value(place, tokens, value)
-            came = FLASH(rounded if part.coded else query, key, value)
-            total = came if total is None else _merge(*total, *came)
+            found = FLASH(rounded if part.coded else query, key, value)
+            total = found if total is None else _merge(*total, *found)
     assert total is not None
     return total[0]
 
 
-def _from_codes(codes: Tensor, scale: Tensor, bits: int, place: Place, tokens: slice, out: Tensor) -> None:
+def _from_codes(
+    codes: Tensor, scale: Tensor, unpack: Callable[[Tensor], Tensor], place: Place, tokens: slice, out: Tensor
+) -> None:
     where = (*place, tokens)
-    out.copy_(codec_of_ring(bits).unpack(codes[where])).mul_(scale[where].unsqueeze(-1))
+    out.copy_(unpack(codes[where])).mul_(scale[where].unsqueeze(-1))
 
 
 def _from_floats(x: Tensor, offset: Tensor | None, place: Place, tokens: slice, out: Tensor) -> None:

@@ -1,0 +1,117 @@
+"""Which backend runs a linear: the first that does not refuse, chosen before the first call.
+
+Linears lay their weights out first, so each has a `Backend`. The other ops are dispatched by torch, by the device of
+their tensors; what has no kernel of its own there runs as the reference says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from ...errors import SettingError
+from ..codecs import CODECS, Codec
+from ..cuda import device
+from ..split import ChannelSplit
+from ..weight import QuantizedWeight
+from .base import Backend
+from .cpu import CPU
+from .cuda import CUDA
+from .kitchen import KITCHEN
+from .reference import REFERENCE
+from .weight_only import WEIGHT_ONLY
+
+BACKENDS: tuple[Backend, ...] = (CPU, CUDA, KITCHEN, WEIGHT_ONLY, REFERENCE)
+"""All that run linears, fastest first."""
+
+VARIABLE = "QARVD_BACKEND"
+"""What the command line and the nodes read the name of a forced backend from."""
+
+_forced: list[Backend] = []
+
+
+def force(name: str | None) -> None:
+    """Have this backend run all linears prepared from now on, or (None) choose again. Raises SettingError."""
+    found = [backend for backend in BACKENDS if backend.name == name]
+    if name is not None and not found:
+        names = ", ".join(backend.name for backend in BACKENDS)
+        raise SettingError(f"There is no backend {name!r} ({VARIABLE}); choose one of {names}.")
+    _forced[:] = found
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """`force` for a while."""
+    before = [*_forced]
+    force(name)
+    try:
+        yield
+    finally:
+        _forced[:] = before
+
+
+def choose(weight: QuantizedWeight) -> Backend:
+    """The fastest backend that runs `weight` where it lies, or the forced one. Raises SettingError if that refuses."""
+    for backend in _forced:
+        reason = backend.refuses(weight)
+        if reason is not None:
+            raise SettingError(f"The backend {backend.name} was asked for ({VARIABLE}), but it can't run: {reason}.")
+        return backend
+    return next(backend for backend in BACKENDS if backend.refuses(weight) is None)
+
+
+def refusals(weight: QuantizedWeight) -> dict[str, str]:
+    """Why backends that would be faster than the chosen one don't run `weight`."""
+    chosen = BACKENDS.index(choose(weight))
+    return {backend.name: str(backend.refuses(weight)) for backend in BACKENDS[:chosen] if not _forced}
+
+
+class Standing(NamedTuple):
+    """Whether a backend runs an op."""
+
+    backend: str
+    refusal: str | None
+    """Why not."""
+
+
+REFERENCE_STANDING = Standing(REFERENCE.name, None)
+
+_DISPATCHED: dict[str, Callable[[torch.device], str | None]] = {"cuda": device.refuses, "cpu": lambda where: None}
+"""Kinds of device that ops may have kernels for, and why they can't run there."""
+
+
+def who_runs(where: torch.device) -> dict[str, list[Standing]]:
+    """Every op, and the standing of every backend for tensors on `where`, fastest first."""
+    table = {"quantize_activation": _dispatched("quantize_activation", where)}
+    for codec in CODECS.values():
+        table[f"dual_scale_linear {codec.format.removeprefix('qarvd_')}"] = _standings(_sample(codec).to(where))
+    return table | {op: _dispatched(op, where) for op in ("kv_append", "kv_attention")}
+
+
+def _standings(weight: QuantizedWeight) -> list[Standing]:
+    def refusal(backend: Backend) -> str | None:
+        if _forced and backend not in _forced:
+            return f"{VARIABLE} asks for another"
+        return backend.refuses(weight)
+
+    return [Standing(backend.name, refusal(backend)) for backend in BACKENDS]
+
+
+def _dispatched(op: str, where: torch.device) -> list[Standing]:
+    def refusal(kind: str, refuses: Callable[[torch.device], str | None]) -> str | None:
+        if where.type != kind:
+            return f"the tensors are on {where}"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"qarvd::{op}", kind.upper()):
+            return "it has no kernel for this op"
+        return refuses(where)
+
+    return [*(Standing(kind, refusal(kind, refuses)) for kind, refuses in _DISPATCHED.items()), REFERENCE_STANDING]
+
+
+def _sample(codec: Codec) -> QuantizedWeight:
+    """A small weight with all that a linear can have."""
+    split, zero = ChannelSplit.of(64, range(32)), torch.zeros(32, 2, dtype=torch.int8)
+    return QuantizedWeight(codec, split, codec.pack(torch.zeros(32, 64, dtype=torch.int8)), torch.ones(32, 2), zero)

@@ -1,0 +1,1 @@
+"""The ops on a CPU: what the reference says, without large intermediate tensors."""
