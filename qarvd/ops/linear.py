@@ -13,6 +13,7 @@ from ..log import LOGGER, warn_once
 from .backends import registry
 from .backends.base import Backend, quantize
 from .backends.reference import REFERENCE
+from .backends.weight_only import WEIGHT_ONLY
 from .values import Prepared, QuantizedActivation
 from .weight import QuantizedWeight
 
@@ -43,12 +44,17 @@ def share_input(x: Tensor, weights: Sequence[QuantizedWeight]) -> Tensor | Quant
 def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
     """Do now all that the first call would have to allocate or load.
 
-    `plainly` takes the reference, which lays nothing out. While a graph is traced, nothing is kept.
+    `plainly` takes the reference, which lays nothing out. While a graph is traced, or a card refuses for now, nothing
+    is kept.
     """
     if weight.prepared is not None:
         return weight.prepared
     if torch.compiler.is_compiling():
         return REFERENCE.prepare(weight)
+    reason = None if plainly else registry.refused_for_now(weight)
+    if reason:
+        warn_once(f"Quantized linears are dequantized at every call, which is slow, until this has passed: {reason}.")
+        return WEIGHT_ONLY.prepare(weight)
     backend = REFERENCE if plainly else registry.choose(weight)
     prepared = backend.prepare(weight)
     object.__setattr__(weight, "prepared", prepared)

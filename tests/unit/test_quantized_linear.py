@@ -1,7 +1,9 @@
 """A quantized linear is `F.linear` on its dequantized weight, up to its tokens' rounding, and stores codes only."""
 
 import copy
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,12 @@ from torch import Tensor
 
 from qarvd.errors import ShapeError
 from qarvd.ops import library
+from qarvd.ops.backends import registry
 from qarvd.ops.backends.base import quantize
+from qarvd.ops.backends.reference import REFERENCE
+from qarvd.ops.backends.weight_only import WEIGHT_ONLY
 from qarvd.ops.codecs import CODECS, Codec
+from qarvd.ops.cuda.device import ForNow
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
@@ -171,3 +177,24 @@ def test_codes_and_scales_that_do_not_fit_are_refused() -> None:
         QuantizedWeight(weight.codec, ChannelSplit(64), weight.codes, weight.scale)
     with pytest.raises(ShapeError, match="do not fit"):
         QuantizedWeight(weight.codec, weight.split, weight.codes, weight.scale[:, :1])
+
+
+def test_a_backend_that_refuses_for_now_gets_the_layer_once_it_is_willing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A card whose memory was full at the first call, say."""
+    reasons: list[str | None] = [ForNow("its memory is full"), None]
+    card = replace(REFERENCE, name="card", refuses=lambda weight: reasons[0])
+    monkeypatch.setattr(registry, "BACKENDS", (card, WEIGHT_ONLY, REFERENCE))
+    layer, twin, x = linear_of(CODECS["int4"]), linear_of(CODECS["int4"]), tokens(20)
+    with caplog.at_level(logging.WARNING, "qarvd"):
+        few = layer(x)
+    assert torch.allclose(few, F.linear(x, layer.weight.dequantize(), layer.bias), atol=1e-4)
+    assert layer.weight.prepared is None and layer.share_input(x, [layer, twin]) is x
+    assert [r.message for r in caplog.records] == [
+        "Quantized linears are dequantized at every call, which is slow, until this has passed: its memory is full."
+    ]
+    reasons.pop(0)
+    expected = REFERENCE.prepare(twin.weight).run(x, twin.bias)
+    assert torch.equal(layer(x), expected) and layer.weight.prepared is not None
+    assert not torch.equal(few, expected)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from ...errors import SettingError
 from ..codecs import CODECS, Codec
 from ..cuda import device
+from ..cuda.device import ForNow
 from ..split import ChannelSplit
 from ..weight import QuantizedWeight
 from .base import Backend
@@ -61,6 +63,12 @@ def choose(weight: QuantizedWeight) -> Backend:
             raise SettingError(f"The backend {backend.name} was asked for ({VARIABLE}), but it can't run: {reason}.")
         return backend
     return next(backend for backend in BACKENDS if backend.refuses(weight) is None)
+
+
+def refused_for_now(weight: QuantizedWeight) -> ForNow | None:
+    """Why a backend that would be faster than the chosen one does not run `weight` now, but may at the next call."""
+    reasons = (backend.refuses(weight) for backend in BACKENDS if not _forced)
+    return next((reason for reason in takewhile(bool, reasons) if isinstance(reason, ForNow)), None)
 
 
 def refusals(weight: QuantizedWeight) -> dict[str, str]:
