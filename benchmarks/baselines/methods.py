@@ -16,8 +16,8 @@ from qarvd.checkpoint.model import Model
 from qarvd.jobs.calibrate import calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.split import ChannelSplit
-from qarvd.quantize import blockwise
 from qarvd.quantize import model as groups
+from qarvd.quantize import walk
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding import ROUNDING, gptq
 from qarvd.quantize.rounding.adaround import ITERATIONS
@@ -184,7 +184,7 @@ def once(method: Method) -> Method:
 
 BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
 
-ROTATED = patched(ours(), blockwise, quantize_group=ours_rotated.quantize_rotated)
+ROTATED = patched(ours(), walk, quantize_group=ours_rotated.quantize_rotated)
 
 METHODS: dict[str, Method] = {
     "ours": ours(),

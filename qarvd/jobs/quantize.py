@@ -18,9 +18,10 @@ from ..calibrate.offload import OffloadAllocator
 from ..calibrate.rollout import Rollout, Setting
 from ..checkpoint.model import Model
 from ..errors import SettingError
-from ..quantize.blockwise import Memory, quantize_blockwise
+from ..quantize.blockwise import quantize_blockwise
 from ..quantize.budget import Allocation
 from ..quantize.model import LayerReport, quantize_tree
+from ..quantize.walk import Memory
 from ..recipe import Recipe
 from .budget import Choice, choose_bits
 from .calibrate import identity, setting_of

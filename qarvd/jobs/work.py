@@ -23,8 +23,8 @@ from ..checkpoint.write import save_file
 from ..errors import CheckpointError, SettingError
 from ..files import replacing, written_file
 from ..ops.linear import QuantizedLinear
-from ..quantize.blockwise import Results
 from ..quantize.model import LayerReport
+from ..quantize.walk import Results
 
 ABOUT = "about.json"
 REPORTS = "reports"

@@ -25,7 +25,7 @@ from ..float64 import to_float64
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
-from ..stream.sampler import frame_tokens
+from ..stream.sampler import begin_chunk
 from ..wan.forward import Embedded, embed, pad_text, run_block, run_head, text_pair, times_and_positions
 from .model import linear_groups, linear_of, quantize_group, reason_to_keep
 
@@ -174,8 +174,7 @@ class _Replay:
     @torch.no_grad()
     def forward(self, call: Call) -> list[Tensor]:
         """Make the call; the input of every block, and what leaves the last."""
-        _, _, frames, height, width = call.latents.shape
-        self.cache.begin(call.start, frames, frame_tokens(self.config, height, width))
+        begin_chunk(self.cache, self.config, call.latents, call.start)
         inputs = self.embedded(call)
         states = [inputs.tokens]
         for index in range(len(self.tree.blocks)):

@@ -58,10 +58,15 @@ class Denoiser:
 
     def velocity(self, latents: Tensor, timestep: float, start: int) -> Tensor:
         """Predicted velocity of the chunk that starts at latent frame `start`; its slot in the cache is overwritten."""
-        _, _, frames, height, width = latents.shape
-        self.cache.begin(start, frames, frame_tokens(self.config, height, width))
+        begin_chunk(self.cache, self.config, latents, start)
         times, positions = times_and_positions(latents, timestep, start)
         return predict(self.tree, self.config, latents, times, self.text, self.cache.attend, positions)
+
+
+def begin_chunk(cache: KVCache, config: WanConfig, latents: Tensor, start: int) -> None:
+    """Place the chunk `latents` [batch, channels, frames, height, width], of latent frame `start`, in the cache."""
+    frames, height, width = latents.shape[2:]
+    cache.begin(start, frames, frame_tokens(config, height, width))
 
 
 def frame_tokens(config: WanConfig, height: int, width: int) -> int:

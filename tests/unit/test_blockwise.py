@@ -16,9 +16,10 @@ from qarvd.calibrate.rollout import Rollout, Setting, roll_out
 from qarvd.checkpoint.model import Model, state_tensors
 from qarvd.errors import CheckpointError
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.quantize import blockwise
-from qarvd.quantize.blockwise import Memory, Results, quantize_blockwise
+from qarvd.quantize import walk
+from qarvd.quantize.blockwise import quantize_blockwise
 from qarvd.quantize.model import LayerReport, linear_groups, quantize_group, quantize_tree
+from qarvd.quantize.walk import Memory, Results
 from qarvd.recipe import RECIPES, Recipe
 from qarvd.stream.presets import PRESETS
 from qarvd.stream.rollout import roll_out as stream_out
@@ -127,7 +128,7 @@ def test_the_inputs_of_every_linear_weigh_as_their_calls(
         seen[names[0]] = stats.weight
         return quantize_group(names, *rest)
 
-    monkeypatch.setattr(blockwise, "quantize_group", settled)
+    monkeypatch.setattr(walk, "quantize_group", settled)
     table = [[3.0 ** (k - i) for i in range(CALLS)] for k in range(len(EVEN))]
     quantize_blockwise(tiny_model().tree, SETTING, rollouts, table, W4A8)
     calls = [call for rollout in rollouts for call in rollout.calls]
@@ -151,7 +152,7 @@ def test_a_share_of_the_video_is_taken_and_all_of_the_text(
         seen[names[0]] = stats.weight
         return quantize_group(names, *rest)
 
-    monkeypatch.setattr(blockwise, "quantize_group", settled)
+    monkeypatch.setattr(walk, "quantize_group", settled)
     quantized(rollouts)
     text = {name: weight for name, weight in seen.items() if name.startswith("text") or name.endswith("cross_attn.k")}
     assert len(text) == 4 and all(weight == 24 for weight in text.values())

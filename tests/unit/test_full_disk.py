@@ -16,7 +16,7 @@ import qarvd.calibrate.calibration as calibration_module
 import qarvd.jobs.quantize as quantize_job
 from qarvd.checkpoint.model import save
 from qarvd.cli import main
-from qarvd.quantize import blockwise
+from qarvd.quantize import walk
 
 from .small_disk import fill
 
@@ -173,7 +173,7 @@ def test_quantizing_is_resumed_after_a_full_disk(
 
     rolled = counted(monkeypatch)
     monkeypatch.setattr(quantize_job, "choose_bits", chosen := Counting(quantize_job.choose_bits))
-    monkeypatch.setattr(blockwise, "quantize_group", fitted := Counting(blockwise.quantize_group))
+    monkeypatch.setattr(walk, "quantize_group", fitted := Counting(walk.quantize_group))
     assert main(arguments("quantize", model_file, prompts, out, *more, "--resume")) == 0
     assert not rolled and fitted.calls == 16 - (after - 3)
     assert not chosen.calls
