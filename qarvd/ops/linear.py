@@ -14,6 +14,7 @@ from .backends import registry
 from .backends.base import Backend, quantize
 from .backends.reference import REFERENCE
 from .backends.weight_only import WEIGHT_ONLY
+from .cuda import device
 from .values import Prepared, QuantizedActivation
 from .weight import QuantizedWeight
 
@@ -73,6 +74,7 @@ def _tell(weight: QuantizedWeight, backend: Backend) -> None:
 
 
 force_backend = registry.force
+keep_kernels = device.keep_in
 
 
 _REMEMBERED: WeakIdKeyDictionary = WeakIdKeyDictionary()

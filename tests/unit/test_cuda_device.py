@@ -233,6 +233,23 @@ def test_kernels_that_cannot_be_kept_run_all_the_same(machine: Machine, tmp_path
     )
 
 
+def test_an_op_that_compiles_says_so_and_keeps_the_result_where_the_program_said(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In ComfyUI it is an op that comes first; without either, every start would freeze for a minute, in silence."""
+    monkeypatch.setattr(device, "_folder", [])
+    machine.capability, machine.compilers = (8, 7), (FakeNvrtc(),)
+    device.keep_in(tmp_path / "kept")
+    assert device.refuses(CARD) is None
+    assert [record.message for record in caplog.records] == [
+        "Compiling the CUDA kernels for sm_87, which takes up to a minute and is done once."
+    ]
+    device.keep_in(None)
+    assert "compiled earlier for sm_87" in origin(device.load(torch.device("cuda", 1), tmp_path / "kept"))
+    monkeypatch.setattr(device, "_cards", {})
+    assert "not kept" in origin(device.load(CARD))
+
+
 def test_a_refused_kept_module_is_replaced(machine: Machine, tmp_path: Path) -> None:
     machine.capability, machine.compilers = (8, 7), (FakeNvrtc(),)
     cache.put(tmp_path, Cubin("sm_87", SOURCE.hash, "NVRTC 12.9", b"kept"))

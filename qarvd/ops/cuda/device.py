@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ...errors import DeviceError
+from ...log import LOGGER
 from . import kernels
 from .driver import OUT_OF_MEMORY, Driver, DriverError, Launcher
 from .offers import Offer, Say, keep, offers
@@ -52,13 +53,22 @@ class _Pause(NamedTuple):
 
 _cards: dict[int, Loaded | str | _Pause] = {}  # modules can't be unloaded while torch may still launch from them
 _lock = threading.Lock()
+_folder: list[Path] = []
 
 
-def load(device: torch.device, folder: Path | None = None, say: Say = lambda text: None) -> Loaded | str:
+def keep_in(folder: Path | None) -> None:
+    """Where kernels that are compiled from now on are kept (None: nowhere), unless `load` names a folder.
+
+    Such as `cache.user_folder`: a program says so once, where it starts, since any op may be the first to load them.
+    """
+    _folder[:] = [] if folder is None else [folder]
+
+
+def load(device: torch.device, folder: Path | None = None, say: Say = LOGGER.warning) -> Loaded | str:
     """The kernels for `device`, or why there are none; the first call for a card decides, unless that is `ForNow`.
 
-    If NVRTC has to compile, that takes up to a minute, which `say` is told; the result is kept in `folder`
-    (see `cache.user_folder`) if one is given.
+    If NVRTC has to compile, that takes up to a minute, which `say` is told; the result is kept in `folder` (None: as
+    `keep_in` said).
     """
     known = _known(device.index) if device.type == "cuda" else None
     if known is not None:  # ops come here at every call
@@ -71,7 +81,7 @@ def load(device: torch.device, folder: Path | None = None, say: Say = lambda tex
         known = _known(index)
         if known is None and torch.cuda.is_current_stream_capturing():  # loading would spoil the graph
             return ForNow("a CUDA graph is being captured; prepare the layer, or run the op once, before that")
-        return _decide(index, folder, say) if known is None else known
+        return _decide(index, folder or next(iter(_folder), None), say) if known is None else known
 
 
 def refuses(device: torch.device) -> str | None:

@@ -30,7 +30,7 @@ class Offer(NamedTuple):
 def offers(
     capability: tuple[int, int],
     folder: Path | None,
-    say: Say = lambda text: None,
+    say: Say,
     wanted: Source | None = None,
     prebuilt: Path = cubins.SHIPPED,
     find: Callable[[], Iterator[Nvrtc | str]] = lambda: nvrtc.open_each(nvrtc.installed()),
