@@ -1,7 +1,8 @@
 """Lay out the shipped workflows: what is wired to what is written here, names and order of widgets come from ComfyUI.
 
 Start ComfyUI with this pack, then: python tools/build_workflows.py --url http://127.0.0.1:8188
-The one of stock nodes needs a ComfyUI that has them (0.27 or later); others are written by any.
+The one of stock nodes needs a ComfyUI that has them (0.27 or later). Write the others with the oldest ComfyUI that the
+pack supports: nodes of a newer one may have outputs and widgets that an older one lacks.
 """
 
 from __future__ import annotations
@@ -20,40 +21,39 @@ from workflow_parts import FILES, Node, Out
 from qarvd import __version__
 
 FOLDER = Path(__file__).parents[1] / "workflows"
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+DYNAMIC = WIDGETS[-1]
+"""A choice that has widgets of its own for each of its options."""
 
 
 def kinds(spec: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Name, type and options of a node's inputs, in order."""
+    """Name, type and options of a node's inputs, in order; those of a choice are in its `options`."""
     found = []
     for group in ("required", "optional"):
-        for name, (kind, *options) in spec["input"].get(group, {}).items():
-            kind = "COMBO" if isinstance(kind, list) else kind
-            found.append((name, kind, options[0] if options else {}))
+        for name, (kind, *rest) in spec["input"].get(group, {}).items():
+            options = rest[0] if rest else {}
+            if isinstance(kind, list):
+                kind, options = "COMBO", {**options, "options": kind}
+            found.append((name, kind, options))
     return found
 
 
-def widgets(spec: Mapping[str, Any], given: Mapping[str, Any]) -> list[Any]:
-    """Values of all widgets, in order."""
+def widgets(spec: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[Any]:
+    """Values of all widgets, in order; those of a chosen option follow the choice."""
     values = []
     for name, kind, options in kinds(spec):
         if kind not in WIDGETS or options.get("forceInput"):
             continue
-        choices = options.get("options") or next(
-            (
-                c
-                for group in spec["input"].values()
-                for n, (c, *_) in group.items()
-                if n == name and isinstance(c, list)
-            ),
-            None,
-        )
-        value = given.get(name, options.get("default", choices[0] if choices else ""))
+        inputs = {each["key"]: each["inputs"] for each in options["options"]} if kind == DYNAMIC else {}
+        choices = list(inputs) or options.get("options") or [""]
+        value = given.get(prefix + name, options.get("default", choices[0]))
         values.append(value)
         if options.get("control_after_generate"):
             values.append("fixed")
         if options.get("image_upload"):
             values.append("image")
+        if kind == DYNAMIC:
+            values += widgets({"input": inputs[value]}, given, f"{prefix}{name}.")
     return values
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from build_workflows import built
 from harness.graph import DYNAMIC, to_prompt
+from workflow_parts import Node, Out
 
 
 def choice(**options: dict[str, Any]) -> list[Any]:
@@ -18,7 +20,7 @@ INFO: dict[str, Any] = {
         "input": {
             "required": {
                 "size": ["INT", {"default": 8}],
-                "seed": ["INT", {}],
+                "seed": ["INT", {"control_after_generate": True}],
                 "kind": [["white", "pink"]],
                 "image": ["IMAGE"],
             },
@@ -71,6 +73,18 @@ def test_widgets_newer_than_the_workflow_take_their_defaults() -> None:
 def test_a_choice_is_followed_by_the_widgets_of_what_was_chosen(saved: list[Any], expected: dict[str, Any]) -> None:
     (made,) = to_prompt(workflow(node(4, "Save", saved)), INFO).values()
     assert made["inputs"] == expected
+
+
+def test_a_workflow_that_the_tool_lays_out_means_what_was_described() -> None:
+    specs = {kind: {"output": [], "output_name": [], **told} for kind, told in INFO.items()}
+    specs["Noise"] |= {"output": ["IMAGE"], "output_name": ["IMAGE"]}
+    given: dict[str, dict[str, Any]] = {
+        "Noise": {"size": 16, "seed": 7, "kind": "pink", "shift": 3.0, "mode": "b"},
+        "Save": {"format": "mp4", "format.codec": "av1", "name": "clip"},
+    }
+    nodes = {kind: Node(kind, (0, 0), inputs, (300, 100)) for kind, inputs in given.items()}
+    prompt = to_prompt(built("drawn", nodes | {"Show": Node("Show", (0, 0), {"image": Out("Noise")})}, specs), INFO)
+    assert {node["class_type"]: node["inputs"] for node in prompt.values()} == given | {"Show": {"image": ["1", 0]}}
 
 
 def test_a_link_replaces_a_widget() -> None:
