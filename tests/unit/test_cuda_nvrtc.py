@@ -6,12 +6,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import build_cubins
 import pytest
 
 from qarvd.errors import DeviceError
 from qarvd.ops.cuda import cubins, nvrtc
-from qarvd.ops.cuda.cubins import SERVES, Cubin
+from qarvd.ops.cuda.cubins import SERVES
 from qarvd.ops.cuda.nvrtc import Candidate, Nvrtc, candidates
 from qarvd.ops.cuda.source import Source, read
 
@@ -30,14 +29,6 @@ def compiler() -> Nvrtc:
     if isinstance(found, str):
         pytest.skip(f'needs NVRTC, pip install -e ".[kernels]": {found}')
     return found
-
-
-@pytest.fixture(scope="module")
-def builder() -> Nvrtc:
-    try:
-        return build_cubins.find(None)
-    except DeviceError as error:
-        pytest.skip(str(error))
 
 
 def test_headers_come_by_name_and_compiling_twice_gives_the_same_bytes(compiler: Nvrtc) -> None:
@@ -92,37 +83,6 @@ def test_prebuilt_kernels_are_of_the_source_that_is_shipped() -> None:
         if isinstance(reason := cubins.shipped(capability, wanted), str)
     ]
     assert not stale, f"{stale}; run python tools/build_cubins.py"
-
-
-@pytest.mark.slow
-def test_prebuilt_kernels_are_those_that_the_tool_builds(builder: Nvrtc) -> None:
-    """One architecture stands for all: compiling takes half a minute each."""
-    kept = cubins.shipped((7, 5), read().hash)
-    assert isinstance(kept, Cubin), f"{kept}; run python tools/build_cubins.py"
-    assert builder.compile(read(), "sm_75") == kept
-
-
-def test_building_twice_writes_the_same_files(
-    builder: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(build_cubins.source, "read", lambda: SMALL)
-    folders = [tmp_path / name for name in ("first", "second")]
-    for folder in folders:
-        assert build_cubins.main(["--out", str(folder), "--check"]) == 1 and not folder.exists()
-        assert build_cubins.main(["--out", str(folder)]) == 0
-        assert build_cubins.main(["--out", str(folder), "--check"]) == 0
-    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-    assert files[0] == files[1] and set(files[0]) == {f"{name}.xz" for name in SERVES}
-    assert "unchanged" in capsys.readouterr().out
-    for served in SERVES.values():
-        assert isinstance(cubins.shipped(served[0], SMALL.hash, tmp_path / "first"), Cubin)
-
-
-def test_the_tool_says_how_to_get_the_compiler_that_it_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert build_cubins.main(["--nvrtc", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "pip install" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def lay(root: Path, *names: str) -> None:
