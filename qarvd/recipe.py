@@ -41,7 +41,7 @@ class Recipe:
         chunks = 1 if self.stream_chunks is None else self.stream_chunks
         if type(chunks) is not int or not 1 <= chunks <= MOST_CHUNKS:
             raise SettingError(
-                f"The recipe is for streams (--stream-chunks) of {chunks!r} chunks; 1 to {MOST_CHUNKS:,} were expected."
+                f"The recipe is for streams (--stream-chunks) of {chunks!r} chunks; choose 1 to {MOST_CHUNKS:,}."
             )
 
     def without_data(self) -> Recipe:

@@ -45,7 +45,10 @@ class Calibration:
     def __add__(self, other: Calibration) -> Calibration:
         names = ("model", "preset_name", "size", "frames", "horizon", "measured_as")
         if different := [name for name in names if getattr(self, name) != getattr(other, name)]:
-            raise SettingError(f"Statistics that differ in {', '.join(different)} do not add up; calibrate them alike.")
+            raise SettingError(
+                f"Statistics that differ in {', '.join(different)} can't be merged. Calibrate both with the same "
+                "settings."
+            )
         errors = torch.cat([self.errors, other.errors])
         calls = torch.cat([self.call_errors, other.call_errors])
         return replace(self, rollouts=self.rollouts + other.rollouts, errors=errors, call_errors=calls)
@@ -155,5 +158,8 @@ def roll_out_batch(
         trees = [full] if quantized is None else [full, quantized]
         with refusing_overflow(*trees):  # once more, since looking at every layer takes time
             roll_out(setting, full, embeddings, seeds, quantized, horizon)
-        raise CheckpointError("Latents became NaN or infinite in calibration, though no layer's output did.")
+        raise CheckpointError(
+            "Latents became NaN or infinite in calibration, though no layer's output did. Stream the full-precision "
+            "model with the same prompts first."
+        )
     return batch

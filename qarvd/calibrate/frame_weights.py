@@ -44,7 +44,8 @@ class FrameWeights:
         columns = (self.sensitivity, self.low, self.high, self.own, (*self.later, 0.0))
         if any(len(c) != len(self.chunk_frames) for c in columns) or not self.chunk_frames:
             raise SettingError(
-                f"Frame weights for {len(self.chunk_frames)} chunks came with {[len(c) for c in columns]}."
+                f"Frame weights for {len(self.chunk_frames)} chunks have columns of {[len(c) for c in columns]} "
+                "values; measure them again."
             )
         values = [v for c in columns for v in c]
         if not all(math.isfinite(v) for v in values) or min(values) < 0:

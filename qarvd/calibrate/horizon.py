@@ -50,6 +50,9 @@ def complete(errors: Tensor, horizon: Sequence[int]) -> Tensor:
             found[..., k, k + far :] = later[..., None]
         elif k + far < chunks:
             if share is None:
-                raise SettingError("No chunk's effect was followed beyond itself; the rest cannot be told from that.")
+                raise SettingError(
+                    "No chunk's effect was followed beyond itself, so the rest cannot be estimated. Calibrate with a "
+                    "longer reach."
+                )
             found[..., k, k + far :] = (own * share)[..., None]
     return found

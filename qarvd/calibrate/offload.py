@@ -41,6 +41,6 @@ class OffloadAllocator:
             path.unlink(missing_ok=True)
             why = error.strerror if isinstance(error, OSError) else error
             raise SettingError(
-                f"{path} could not take {size * dtype.itemsize / 1e9:.2f} GB ({why}); make room, or calibrate on fewer "
-                "prompts."
+                f"{path} has no room for {size * dtype.itemsize / 1e9:.2f} GB ({why}). Free some space, or calibrate "
+                "on fewer prompts."
             ) from error

@@ -25,8 +25,8 @@ def read_embeddings(name: str) -> Tensor:
     path, number = numbered(name)
     if not has_suffix(path, ".safetensors"):
         raise PromptError(
-            f"{name!r} is text, but this checkpoint's text encoder is not part of it: encode the prompt and give a "
-            "safetensors file of embeddings [tokens, text_dim]."
+            f"{name!r} is text, but this model takes encoded prompts: `python -m qarvd encode` makes a safetensors "
+            "file of them."
         )
     tensor = one_tensor(path, "text_embeds")
     if tensor.ndim not in (2, 3):

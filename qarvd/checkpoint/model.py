@@ -77,23 +77,29 @@ def _assemble(contents: Contents, preset: str | None) -> Model:
     ours = contents.json("qarvd")
     if STATISTICS in contents.metadata:
         raise CheckpointError(
-            "These are calibration statistics, not a model; `quantize` takes them as --stats, `inspect` tells of them."
+            "These are calibration statistics, not a model; `quantize` takes them as --stats, and `inspect` describes "
+            "them."
         )
     versions = ours.get("versions", {})
     if not isinstance(transformer, dict) or not isinstance(versions, dict):
-        raise CheckpointError("The metadata should hold objects under transformer and versions; it is damaged.")
+        raise CheckpointError(
+            "The metadata is damaged: transformer and versions should be objects. Download or write the file again."
+        )
     if (stored := versions.get("format", FORMAT)) != FORMAT:
         raise CheckpointError(f"The file is of format {stored!r}; this version of qarvd reads format {FORMAT}.")
     tensors = contents.tensors
     if "checksum" in ours and ours["checksum"] != checksum(tensors):
-        raise CheckpointError("The tensors do not match the checksum: the file was damaged, or edited. Get it again.")
+        raise CheckpointError(
+            "The tensors do not match the checksum: the file was damaged or edited. Download or write it again."
+        )
 
     recipe = Recipe.from_json(json.dumps(ours["recipe"])) if ours.get("recipe") else None
     notes = {key: value for key, value in ours.items() if key not in ("preset", "recipe", "checksum", "versions")}
     family = preset or ours.get("preset")
     if preset and ours.get("preset", preset) != preset:
         raise CheckpointError(
-            f"The file says it is of the family {ours['preset']!r}, but {preset!r} was asked for: name none, or that."
+            f"The family in the file is {ours['preset']!r}, but {preset!r} was asked for. Leave the family out, or "
+            "name that of the file."
         )
     return assemble(tensors, transformer, None if family is None else str(family), recipe, notes)
 

@@ -54,6 +54,9 @@ def normalise(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for pattern, replacement in _DIFFUSERS:
                 name = re.sub(pattern, replacement, name)
         if name in renamed:
-            raise CheckpointError(f"Two tensors of the file are both called {name} once their prefixes are dropped.")
+            raise CheckpointError(
+                f"Two tensors of the file are both called {name} without their prefixes; the file holds two models, or "
+                "is damaged."
+            )
         renamed[name] = tensor
     return renamed

@@ -63,7 +63,9 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     codec = FORMATS[format]
     missing = [part for part in ("weight", "weight_scale", "weight_outlier_idx") if f"{name}.{part}" not in tensors]
     if missing:
-        raise CheckpointError(f"{name} is marked {format} but lacks {', '.join(f'{name}.{p}' for p in missing)}.")
+        raise CheckpointError(
+            f"{name} is marked {format} but lacks {', '.join(f'{name}.{p}' for p in missing)}; the file is damaged."
+        )
     codes = tensors.pop(f"{name}.weight")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
     for part, tensor, dtype in (("weight", codes, codec.stored), *((p, parts[p], d) for p, d in _PARTS.items())):

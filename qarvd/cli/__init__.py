@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         kept = "resume" in args and work_folder(args.out).is_dir()
-        print(f"qarvd: stopped{'; the same command with --resume goes on' if kept else ''}", file=sys.stderr)
+        print(f"qarvd: stopped{'; the same command with --resume continues' if kept else ''}", file=sys.stderr)
         return 130
 
 

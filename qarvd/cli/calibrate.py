@@ -153,15 +153,15 @@ def read_clips(args: argparse.Namespace, model: Model) -> Clips:
     if args.prompts is None:
         if not demo:
             raise PromptError(
-                "--prompts is missing: a safetensors file of text_embeds [prompts, tokens, text_dim], such as the 64 "
-                f"prompts in {shipped.FILE}, encoded by the checkpoint's text encoder."
+                "--prompts is missing: give a safetensors file of text_embeds [prompts, tokens, text_dim]. `python -m "
+                f"qarvd encode` makes one, for example of the 64 prompts in {shipped.FILE}."
             )
         return demo_clips(DEMO_PROMPTS, frames)
     embeddings = read_prompts(args.prompts, demo)
     if len(embeddings) < LEAST_PROMPTS:
         raise PromptError(
             f"{args.prompts} holds {counted(len(embeddings), 'prompt')}; calibration needs at least {LEAST_PROMPTS}, "
-            "and 24 or more of different kinds do much better."
+            "and 24 or more of different kinds are much better."
         )
     pad_text(model.config, embeddings[:1])
     frame_tokens(model.config, *size)
@@ -178,15 +178,15 @@ def read_prompts(path: Path, demo: bool) -> Tensor:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise PromptError(f"{path} is not a text file in UTF-8.") from error
+            raise PromptError(f"{path} is not a text file in UTF-8; save it as one.") from error
         texts = [line.strip() for line in lines if line.strip()]
         if not texts:
             raise PromptError(f"{path} holds no prompts; write one a line.")
         return bundle.embed([prompts.parse(text) for text in texts])
     if not has_suffix(path, ".safetensors"):
         raise PromptError(
-            f"{path} is text, but this checkpoint's text encoder is not part of it: encode the prompts and give a "
-            "safetensors file of text_embeds [prompts, tokens, text_dim]."
+            f"{path} is text, but this model takes encoded prompts: `python -m qarvd encode` makes a safetensors file "
+            "of them."
         )
     return read_prompt_list(path)
 
@@ -205,7 +205,7 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
     folder = work_folder(args.out)
     work = Work(folder, {**job, **options, **about}, args.resume)
     if args.resume:
-        say(f"Going on with what is in {folder}." if work.begun else "Nothing is there to go on with: a new start.")
+        say(f"Resuming from {folder}." if work.begun else "There is nothing to resume: starting from the beginning.")
     return work
 
 
@@ -243,8 +243,8 @@ def run_calibration(
         )
     if found.prompts < len(texts):
         say(
-            f"For {minutes:g} minutes, {found.prompts} of {counted(len(texts), 'prompt')} were taken; --budget-minutes "
-            "gives more, and 0 takes all."
+            f"{found.prompts} of {counted(len(texts), 'prompt')} fit into {minutes:g} minutes; a larger "
+            "--budget-minutes takes more, and 0 takes all."
         )
     return found
 

@@ -71,7 +71,7 @@ def place(model: Model, device: str) -> None:
     if target.type == "cuda":
         kernels = load_kernels(target, kernel_folder(), say)
         if isinstance(kernels, str):
-            say(f"The CUDA kernels can't be used: {kernels}. Plain torch takes their place.")
+            say(f"The CUDA kernels can't be used: {kernels}. Plain torch is used instead.")
     model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
 
 
@@ -103,7 +103,7 @@ def pick_device(name: str) -> torch.device:
     if cards:
         known["cuda"] = cards[0]
     if name not in known:
-        raise SettingError(f"The device {name!r} is not here; choose from {', '.join(known)}.")
+        raise SettingError(f"There is no device {name!r} here; choose from {', '.join(known)}.")
     return torch.device(known[name])
 
 
@@ -112,7 +112,7 @@ def check_out(path: Path, suffix: str, *inputs: Path | str | None) -> None:
     if not has_suffix(path, suffix):
         raise SettingError(f"{path} must end in {suffix}.")
     if os.path.realpath(path) in {os.path.realpath(name) for name in inputs if name is not None}:
-        raise SettingError(f"{path} is read, too, and writing would destroy it; give another name to write.")
+        raise SettingError(f"{path} is also an input, and writing would destroy it; give another name to write.")
     part_beside(path).unlink()
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     clips = [read_clip(name) for name in (args.a, args.b)]
     kinds = [kind(name, clip) for name, clip in zip((args.a, args.b), clips, strict=True)]
     if kinds[0] != kinds[1]:
-        raise CheckpointError(f"{args.a} and {args.b} are not of one kind: {kinds[0]} and {kinds[1]}.")
+        raise CheckpointError(f"{args.a} is {kinds[0]} and {args.b} is {kinds[1]}; give two files of the same kind.")
     if clips[0] is not None and clips[1] is not None:
         print(text_table(compare_clips(clips[0], clips[1], max(1, args.chunk_frames))))
     else:
@@ -73,7 +73,10 @@ def read_clip(name: str) -> Tensor | None:
 def compare_clips(a: Tensor, b: Tensor, chunk_frames: int) -> list[dict[str, object]]:
     """PSNR of each run of `chunk_frames` frames, and of all; the peak is the range of `a`."""
     if a.shape != b.shape:
-        raise ShapeError(f"The clips have shapes {tuple(a.shape)} and {tuple(b.shape)}; only like clips compare.")
+        raise ShapeError(
+            f"The clips have shapes {tuple(a.shape)} and {tuple(b.shape)}; only clips of the same shape can be "
+            "compared."
+        )
     peak = (a.max() - a.min()).item()
 
     def row(label: str, x: Tensor, y: Tensor) -> dict[str, object]:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingError(f"The folder {args.out} cannot be made: {error.strerror}.") from error
+        raise SettingError(f"The folder {args.out} cannot be created: {error.strerror}.") from error
 
     variants: dict[str, tuple[Model, Path]] = {"full": (load_model("demo"), bundle.MODEL)}
     layers: dict[str, list[LayerReport]] = {}
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         mean, low, high = experiment.paired_loss(verdicts["full"].digit, verdicts[name].digit, groups=64)
         figures[name]["digit_loss_points"] = {"mean": mean, "interval_95": [low, high]}
     print(text_table(_rows(figures)))
-    print(f"The digit judge itself is right on {reader_accuracy:.1%} of digits that nobody was trained on.")
+    print(f"The digit judge itself is right on {reader_accuracy:.1%} of digits that were in no training set.")
     _write_report(args.out, variants, layers, latents, figures, [str(p) for p in prompts[:SHOWN]], reader_accuracy)
     with replacing(args.out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     model, known = load_any_family(args.model, args.preset)
     print(f"family      {f'{model.preset_name}: {model.preset}' if known else UNKNOWN}")
     print(f"dimensions  {asdict(model.config)}")
-    print(f"size        {size_text(path.stat().st_size)}; the checksum, where there is one, is right")
+    print(f"size        {size_text(path.stat().st_size)}; the checksum, if the file has one, is right")
     quantized = {n: m.weight for n, m in model.tree.named_modules() if isinstance(m, QuantizedLinear)}
     print(f"parameters  {parameters(model):,}")
     print(f"tensors     {tensors_text(model, quantized)}")
@@ -101,7 +101,7 @@ def describe(found: Calibration) -> None:
     print(f"statistics  of a model of the family {found.preset_name}, checksum {found.model}")
     print(f"clips       {counted(found.prompts, 'prompt')}, {found.frames} latent frames of {width}x{height} pixels")
     if not len(found.errors):
-        print("measured    nothing: chunks weigh alike")
+        print("measured    nothing, so all chunks have the same weight")
         return
     if found.measured_as is not None:
         print(f"measured    with {found.measured_as.weight_bits}-bit weights")

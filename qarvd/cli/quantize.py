@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         if unused:
             raise SettingError(f"{needs(unused)} calibration on prompts; give --prompts or --stats.")
         say(
-            "No prompts were given, so weights are rounded to nearest without calibration; --prompts (or --stats) "
+            "No prompts were given, so weights are rounded to nearest without calibration. --prompts (or --stats) "
             "makes a much better model."
         )
         recipe = recipe.without_data()
@@ -75,10 +75,7 @@ def run(args: argparse.Namespace) -> None:
         print(text_table(by_choice(reports)))
         budget: Any = model.notes["budget"]
         bits = 8 * sum(report.nbytes for report in reports) / sum(prod(report.shape) for report in reports)
-        print(
-            f"{bits:.2f} bits a weight; squared errors of the predictions, weighted as their chunks and calls matter, "
-            f"add up to {budget['error']:.4g}, the least that this size allows"
-        )
+        print(f"{bits:.2f} bits a weight; estimated weighted error {budget['error']:.4g}, the least for this size")
     print(f"wrote {args.out}: {size_text(args.out.stat().st_size)}")
 
 
@@ -89,7 +86,7 @@ def wanted(args: argparse.Namespace) -> Recipe:
             f"{', '.join(double)} and --stats were both given, but statistics bring their own clips; drop one."
         )
     if args.data_free and (data := needing_data(args)):
-        raise SettingError(f"--data-free does without calibration, but {needs(data)} it; drop one.")
+        raise SettingError(f"--data-free means no calibration, but {needs(data)} it; drop one.")
     if args.single_scale and args.outliers:
         raise SettingError(f"--single-scale and --outliers {args.outliers} were both given; drop one.")
     options = {"symmetric": args.symmetric, "target": args.target, "stream_chunks": args.stream_chunks}
@@ -125,7 +122,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         check_stream(recipe, len(calibration.horizon))
         measured = calibration.measured_as
         if len(calibration.errors) and recipe.frame_weights and measured and measured.weight_bits != recipe.weight_bits:
-            say(f"Chunks were measured with {measured.weight_bits}-bit weights; their effects serve here, too.")
+            say(f"Chunks were measured with {measured.weight_bits}-bit weights; these measurements are used here too.")
         work = open_work(args, model, recipe, {"stats": sha256(args.stats.read_bytes()).hexdigest()})
     else:
         clips = read_clips(args, model)

@@ -87,7 +87,7 @@ def read_quality(path: Path) -> dict[str, list[Method]]:
     try:
         return read_methods(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise SettingError(f"{path} is not a text file in UTF-8.") from error
+        raise SettingError(f"{path} is not a text file in UTF-8; save it as one.") from error
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from error
 
@@ -127,7 +127,10 @@ def read_variant(name: str, path: Path, full: Model, preset: str | None) -> tupl
             f"{full.config}."
         )
     if not relative_error(full.tree.patch_embedding.weight, model.tree.patch_embedding.weight) < FOREIGN:
-        raise CheckpointError(f"{path} was made from another checkpoint: its patch embedding is not the full one's.")
+        raise CheckpointError(
+            f"{path} was made from another checkpoint: its patch embedding differs from that of the full-precision "
+            "model."
+        )
     layers, measure = read_layers(path, model, full)
     sensitivity = read_sensitivity(path, model.notes)
     row: dict[str, object] = {

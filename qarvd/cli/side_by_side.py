@@ -62,7 +62,9 @@ def wanted_cases(args: argparse.Namespace, model: Model) -> Cases | None:
     read = {name: read_embeddings(name) for name in args.prompt}
     shapes = {tuple(tensor.shape[1:]) for tensor in read.values()}
     if len(shapes) > 1:
-        raise SettingError(f"The prompts are of different shapes, {sorted(shapes)}; only like embeddings batch.")
+        raise SettingError(
+            f"The prompts have different shapes, {sorted(shapes)}; encode them together, so that they have one."
+        )
     labels = [f"{Path(name).stem} {i + 1}" for name, tensor in read.items() for i in range(len(tensor))]
     embeddings, seeds = torch.cat(list(read.values())), range(args.seed, args.seed + len(labels))
     return Cases(embeddings, labels, size, frames, chunk_frames, seeds, 1, preview)

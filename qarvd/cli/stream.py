@@ -147,7 +147,7 @@ def changing(then: Sequence[tuple[str, str]]) -> dict[int, str]:
     found: dict[int, str] = {}
     for number, prompt in then:
         if not number.isdecimal():
-            raise SettingError(f"--then takes the number of a chunk and a prompt, but {number!r} is no number.")
+            raise SettingError(f"--then takes the number of a chunk and a prompt, but {number!r} is not a number.")
         if int(number) - 1 in found:
             raise SettingError(f"--then gives chunk {number} two prompts; give it one.")
         found[int(number) - 1] = prompt

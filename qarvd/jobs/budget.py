@@ -98,12 +98,12 @@ def _options(
 
     if capacity < least:
         raise SettingError(
-            f"{recipe.target} cannot be promised: the fewest bits everywhere take up to {said(least)}, as up to half "
-            "of the channels may be outliers; ask for a larger size."
+            f"{recipe.target} is too small: the fewest bits everywhere take up to {said(least)}, because up to half of "
+            "the channels may be outliers. Ask for a larger size."
         )
     if capacity >= most:
         raise SettingError(
-            f"{recipe.target} leaves every linear in 16 bits, which take {said(most)}; ask for a smaller size."
+            f"{recipe.target} leaves every linear in 16 bits, which take {said(most)}. Ask for a smaller size."
         )
     return options, capacity
 

@@ -163,7 +163,10 @@ def measure_calls(
         if not torch.isfinite(errors).all():
             with refusing_overflow(full, quantized):  # once more, since looking at every layer takes time
                 call_sensitivity.call_errors(setting, full, quantized, texts, seeds)
-            raise CheckpointError("Latents became NaN or infinite where single model calls were quantized.")
+            raise CheckpointError(
+                "Latents became NaN or infinite with single model calls quantized: the model overflows there. Stream "
+                "it in full precision with the same prompts first."
+            )
         parts.append(errors)
         seed += len(texts)
     return torch.cat(parts)

@@ -101,8 +101,8 @@ def check_stream(recipe: Recipe, chunks: int) -> None:
     """Raise SettingError where the recipe is for shorter streams than clips of `chunks` chunks."""
     if recipe.stream_chunks is not None and recipe.stream_chunks < chunks:
         raise SettingError(
-            f"The model is to be for streams of {recipe.stream_chunks} chunks, but calibration clips have {chunks}; "
-            "take shorter clips (--chunks), or say nothing of streams (--stream-chunks)."
+            f"The streams (--stream-chunks) have {recipe.stream_chunks} chunks, but the calibration clips have "
+            f"{chunks}. Take shorter clips (--chunks), or leave --stream-chunks out."
         )
 
 
@@ -140,7 +140,10 @@ def check_statistics(calibration: Calibration, model: Model) -> None:
             f"{model.preset_name}."
         )
     if any(call.latents.shape[1] != model.config.in_dim for rollout in calibration.rollouts for call in rollout.calls):
-        raise SettingError(f"The statistics are not of latents of {model.config.in_dim} channels; calibrate again.")
+        raise SettingError(
+            f"The statistics are for latents with another number of channels than {model.config.in_dim}; calibrate "
+            "again."
+        )
 
 
 def recall_choice(work: Work | None) -> Choice | None:

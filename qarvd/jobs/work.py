@@ -46,17 +46,21 @@ class Work:
         if (folder / ABOUT).is_file():
             if not resume:
                 raise SettingError(
-                    f"{folder} holds what an interrupted run had finished. Go on with it (--resume), or delete it."
+                    f"{folder} holds the finished parts of an interrupted run. Add --resume to continue it, or delete "
+                    "the folder."
                 )
             stored = read_json(folder / ABOUT)
             if not isinstance(stored, dict):
                 raise SettingError(f"{folder / ABOUT} is damaged; delete the folder and start again.")
             if different := sorted(key for key in {*stored, *about} if stored.get(key) != about.get(key)):
                 raise SettingError(
-                    f"{folder} is of another run: {', '.join(different)} differ. Repeat its arguments, or delete it."
+                    f"{folder} is from a run with other settings ({', '.join(different)} differ). Repeat its settings, "
+                    "or delete the folder."
                 )
         elif folder.exists() and not (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
-            raise SettingError(f"{folder} is in the way, and not of an interrupted run; name another file to write.")
+            raise SettingError(
+                f"{folder} already exists and is not from an interrupted run; give another name to write."
+            )
         shutil.rmtree(folder / OFFLOAD, ignore_errors=True)  # a killed run's; there may be no room before it is gone
 
     @property

@@ -47,7 +47,9 @@ def parse_target(text: str) -> Target:
     """'900MB', '1.2 GB', '4.5 bits'. Raises SettingError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB|bits?)\s*", text, re.IGNORECASE)
     if not match or not float(match[1]):
-        raise SettingError(f"The target {text!r} is neither a size such as 900MB or 1.2GB nor such as '4.5 bits'.")
+        raise SettingError(
+            f"The target {text!r} is not understood; write a size such as 900MB or 1.2GB, or '4.5 bits'."
+        )
     number, unit = float(match[1]), match[2].upper()
     return Target(bytes=number * UNITS[unit]) if unit in UNITS else Target(bits=number)
 

@@ -108,7 +108,7 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
         if name not in known:
             near = (*get_close_matches(name, known, 1), known[0])[0]
             raise SettingError(
-                f"The recipe keeps {name!r}, which is no linear of this model that is quantized; is it {near}?"
+                f"The recipe keeps {name!r}, but no layer that is quantized has this name. Did you mean {near}?"
             )
 
 

@@ -102,7 +102,7 @@ def _check(dots: dict[tuple[Names, int], Tensor], replay: _Replay, call: Call) -
         replay.forward(call)
     raise CheckpointError(
         f"The effect of quantizing {', '.join(bad)} became NaN or infinite, though no layer's output did: gradients "
-        "overflow there. Leave --target out, or compute on a CPU, in float32."
+        "overflow there. Leave the target out, or compute on a CPU, in float32."
     )
 
 

@@ -37,7 +37,7 @@ def read_methods(content: str) -> dict[str, list[Method]]:
     except (ValueError, RecursionError) as error:
         raise SettingError(f"The measurements are not JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise SettingError("The measurements are no JSON object of a list of entries for each recipe.")
+        raise SettingError("The measurements must be a JSON object with a list of entries for each recipe.")
     return {
         recipe: [_method(f"{recipe}, entry {index + 1}", entry) for index, entry in enumerate(entries)]
         for recipe, entries in found.items()
@@ -47,7 +47,7 @@ def read_methods(content: str) -> dict[str, list[Method]]:
 
 def _method(where: str, entry: Any) -> Method:
     if not isinstance(entry, dict):
-        raise SettingError(f"Of the measurements, {where} is no JSON object.")
+        raise SettingError(f"Of the measurements, {where} is not a JSON object.")
     named = all(isinstance(entry.get(key), str) for key in ("method", "model"))
     numbers: list[Any] = [entry.get(key) for key in NUMBERS]
     if not named or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):

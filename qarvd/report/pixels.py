@@ -11,7 +11,7 @@ from ..errors import SettingError
 def to_bytes(pixels: Tensor) -> Tensor:
     """Floats in 0..1, of any shape -> uint8 of the same shape; what lies outside is clamped and NaN is black."""
     if not pixels.is_floating_point():
-        raise SettingError(f"Pixels came as {pixels.dtype}; pass floats in 0..1.")
+        raise SettingError(f"The pixels are {pixels.dtype}; pass floats in 0..1.")
     levels = pixels.detach().float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1) * 255
     return levels.round().to("cpu", torch.uint8)
 

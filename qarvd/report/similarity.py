@@ -20,7 +20,7 @@ def check_alike(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4 or not a.numel():
         raise ShapeError(
             f"The videos have shapes {tuple(a.shape)} and {tuple(b.shape)} (frames, height, width, channels); only "
-            "videos of one size and length compare."
+            "videos of the same size and length can be compared."
         )
 
 

@@ -49,14 +49,14 @@ def roll_out(
     """
     for text in (embeddings, *prompts.values()):
         if len(seeds) != len(text):
-            raise ShapeError(f"{len(seeds)} seeds came for {len(text)} prompts; give one per sample.")
+            raise ShapeError(f"There are {len(seeds)} seeds for {len(text)} prompts; give one for each.")
     check_prompts(prompts, None if frames is None else -(-frames // preset.chunk_frames))
     frame_tokens(config, *size)  # refuses a size that does not divide, before the text is encoded
     before = 0 if initial is None else initial.shape[2]
     if initial is not None and initial.shape[:2] + initial.shape[3:] != (len(seeds), config.in_dim, *size):
         raise ShapeError(
-            f"The initial latents have shape {tuple(initial.shape)}; expected "
-            f"{(len(seeds), config.in_dim, 'frames', *size)}."
+            f"The initial latents have shape {tuple(initial.shape)}; {(len(seeds), config.in_dim, 'frames', *size)} is "
+            "needed."
         )
     chunks = spans(frames, preset.chunk_frames, before)
     if cache is None:

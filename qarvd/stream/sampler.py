@@ -94,9 +94,11 @@ def check_prompts(chunks: Iterable[int], count: int | None) -> None:
     """Raise SettingError unless prompts can change at these of `count` generated chunks (None: endless), from 0."""
     for index in chunks:
         if index < 1:
-            raise SettingError(f"A prompt is to change at chunk {index + 1}, but the first change is at chunk 2.")
+            raise SettingError(f"A prompt can't change at chunk {index + 1}; the first change can be at chunk 2.")
         if count is not None and index >= count:
-            raise SettingError(f"A prompt is to change at chunk {index + 1}, but the video ends with chunk {count}.")
+            raise SettingError(
+                f"A prompt can't change at chunk {index + 1}, because the video ends with chunk {count}."
+            )
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def test_bad_arguments_are_answered_in_a_sentence(
 ) -> None:
     whole, out = model_file.read_bytes(), tmp_path / "twin.safetensors"
     for arguments, expected in (
-        ((model_file, model_file), "is read, too"),
+        ((model_file, model_file), "is also an input"),
         ((model_file, tmp_path / "twin.pt"), "must end in .safetensors"),
         ((tmp_path / "nowhere.safetensors", out), "There is no file"),
         ((model_file, out, "--factor", 3), "power of two"),

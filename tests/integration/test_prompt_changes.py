@@ -110,8 +110,12 @@ def test_bars_count_the_calls_that_write_the_window_anew(run: Run) -> None:
 @pytest.mark.parametrize(
     ("nodes", "at", "words"),
     [
-        ({"again": changed(3, "third", "change")}, "again", "Two prompts are to take over at chunk 3"),
-        ({"again": changed(CHUNKS + 1, "third")}, "stream", f"at chunk {CHUNKS + 1}, but the video ends with chunk"),
+        ({"again": changed(3, "third", "change")}, "again", "Two prompts are set for chunk 3"),
+        (
+            {"again": changed(CHUNKS + 1, "third")},
+            "stream",
+            f"at chunk {CHUNKS + 1}, because the video ends with chunk",
+        ),
     ],
 )
 def test_a_change_that_cannot_be_is_told_in_a_sentence(

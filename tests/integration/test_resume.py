@@ -88,9 +88,9 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes(
     killed(arguments, work, KILLS[kill])
     assert list(tmp_path.iterdir()) == [work]
     finished = parts(work)
-    assert main(arguments) == 2 and "Go on with it (--resume), or delete it." in capsys.readouterr().err
+    assert main(arguments) == 2 and "Add --resume to continue it, or delete the folder." in capsys.readouterr().err
     assert main([*arguments, "--seed", "5", "--rounding", "gptq", "--resume"]) == 2
-    assert "is of another run: recipe, seed differ. Repeat its arguments" in capsys.readouterr().err
+    assert "is from a run with other settings (recipe, seed differ). Repeat its settings" in capsys.readouterr().err
     assert parts(work) == finished
 
     # Killed once more after two new parts: those that were there have not been made again.

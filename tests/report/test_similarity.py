@@ -59,5 +59,5 @@ def test_small_frames_are_compared_whole() -> None:
 
 @pytest.mark.parametrize("other", [torch.zeros(3, 24, 24, 1), torch.zeros(2, 24, 24, 3), torch.zeros(24, 24, 3)])
 def test_videos_of_other_shapes_are_refused(other: Tensor) -> None:
-    with pytest.raises(ShapeError, match="only videos of one size and length"):
+    with pytest.raises(ShapeError, match="only videos of the same size and length"):
         ssim(video(0), other)

@@ -145,10 +145,10 @@ def test_two_clips_compare_by_chunk(run: Run, refused: Run, arguments: list[obje
         other = run("compare", tmp_path / f"0.{suffix}", tmp_path / f"1.{suffix}").splitlines()
         assert [line.split()[0] for line in same[1:]] == ["0-2", "3-5", "all"]
         assert all(line.endswith("inf") for line in same[1:]) and not any(line.endswith("inf") for line in other[1:])
-    assert "not of one kind" in refused("compare", tmp_path / "0.mp4", tmp_path / "text.safetensors")
-    assert "not of one kind: a video and latents" in refused("compare", tmp_path / "0.mp4", tmp_path / "0.safetensors")
+    assert "give two files of the same kind" in refused("compare", tmp_path / "0.mp4", tmp_path / "text.safetensors")
+    assert "0.mp4 is a video and" in refused("compare", tmp_path / "0.mp4", tmp_path / "0.safetensors")
     run(*arguments, "--chunks", 1, "--out", tmp_path / "short.mp4")
-    assert "only like clips" in refused("compare", tmp_path / "0.mp4", tmp_path / "short.mp4")
+    assert "only clips of the same shape" in refused("compare", tmp_path / "0.mp4", tmp_path / "short.mp4")
     save_file({"latents": torch.zeros(3)}, tmp_path / "flat.safetensors")
     assert "five axes" in refused("compare", tmp_path / "flat.safetensors", tmp_path / "0.safetensors")
     (tmp_path / "1.mp4").write_bytes(b"no video")

@@ -60,7 +60,7 @@ def test_half_an_hour_is_kept_unless_another_time_is_given(
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
     monkeypatch.setattr(time_budget, "time", SimpleNamespace(monotonic=lambda: 60 * next(looked)))
     said = run(verb, model_file, "--prompts", prompts, *CLIP, *options, "--out", tmp_path / "a.safetensors")
-    few = f"For 30 minutes, {taken} of {PROMPTS} prompts were taken; --budget-minutes gives more, and 0 takes all."
+    few = f"{taken} of {PROMPTS} prompts fit into 30 minutes; a larger --budget-minutes takes more, and 0 takes all."
     assert (few in said) == (taken < PROMPTS)
 
 
@@ -68,7 +68,7 @@ def test_without_prompts_a_real_model_is_rounded_without_data_and_that_is_said(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
     said = run("quantize", model_file, "--recipe", "w4a8", "--out", tmp_path / "a.safetensors")
-    assert "No prompts were given, so weights are rounded to nearest without calibration; --prompts" in said
+    assert "No prompts were given, so weights are rounded to nearest without calibration. --prompts" in said
     model = load(model_file)
     model.tree.float()
     quantize_tree(model.tree, CONFIG.num_layers, RECIPES["w4a8"].without_data())
@@ -90,7 +90,7 @@ def test_prompts_that_do_not_fit_the_model_are_refused_before_any_work(
 
     text = tmp_path / "prompts.txt"
     text.write_text("a cat on a sofa\n" * 8)
-    assert "encode the prompts and give a safetensors file of text_embeds [prompts, tokens, text_dim]" in said(text)
+    assert "is text, but this model takes encoded prompts: `python -m qarvd encode` makes" in said(text)
     assert "There is no file" in said(tmp_path / "nowhere.txt")
     assert "is a folder; a file was expected" in said(tmp_path)
     assert "at most 4 tokens, 16" in said(texts(prompts, PROMPTS, 3, 32))
@@ -198,11 +198,13 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "save_calibration", stopped)
         assert main([str(a) for a in command]) == 130
-    assert "qarvd: stopped; the same command with --resume goes on" in capsys.readouterr().err
+    assert "qarvd: stopped; the same command with --resume continues" in capsys.readouterr().err
     assert sorted(path.name for path in work.glob("*.*")) == [
         *("about.json", "batch-0000.safetensors", "calls.json", "spent.json")
     ]
-    assert "what an interrupted run had finished. Go on with it (--resume), or delete it" in refused(*command)
+    assert "the finished parts of an interrupted run. Add --resume to continue it, or delete the folder." in refused(
+        *command
+    )
     for more, different in (
         (("--seed", 1), "seed"),
         (("--device", "meta"), "device"),
@@ -211,18 +213,18 @@ def test_an_interrupted_run_is_only_taken_up_when_asked_and_with_its_own_argumen
         (("--size", "32x48"), "size"),
         (("--prompts", texts(tmp_path / "others.safetensors", PROMPTS, 3, 16, seed=9)), "prompts"),
     ):
-        assert f"is of another run: {different} differ" in refused(*command, *more, "--resume")
+        assert f"is from a run with other settings ({different} differ)" in refused(*command, *more, "--resume")
     save(replace(tiny_model(), preset_name="longlive"), model_file)
-    assert "is of another run: preset differ" in refused(*command, "--resume")
+    assert "is from a run with other settings (preset differ)" in refused(*command, "--resume")
     save(tiny_model(), model_file)
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_verb, "__version__", "0.0.0")
-        assert "is of another run: qarvd differ" in refused(*command, "--resume")
+        assert "is from a run with other settings (qarvd differ)" in refused(*command, "--resume")
     assert "recipe, verb differ" in refused("quantize", *command[1:], "--recipe", "w8a8", "--resume")
-    assert f"Going on with what is in {work}." in run(*command, "--resume")
+    assert f"Resuming from {work}." in run(*command, "--resume")
     assert out.is_file() and not work.exists()
-    assert "Nothing is there to go on with" in run(*command, "--resume")
-    assert "to go on with" not in run(*command)
+    assert "There is nothing to resume" in run(*command, "--resume")
+    assert "resume" not in run(*command)
 
 
 def stopped(*arguments: object) -> None:
@@ -236,4 +238,4 @@ def test_a_folder_of_other_files_is_not_taken_for_finished_parts(
     work.mkdir()
     (work / "letter.txt").write_text("mine")
     said = refused("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", out)
-    assert f"{work} is in the way" in said
+    assert f"{work} already exists and is not from an interrupted run" in said

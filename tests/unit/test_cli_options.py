@@ -27,15 +27,15 @@ def test_a_choice_that_there_is_not_is_told_in_a_line(capsys: pytest.CaptureFixt
 
 
 BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "target in words": (("--target", "small"), "neither a size"),
-    "empty target": (("--target", ""), "neither a size"),
-    "target 0": (("--target", "0MB"), "neither a size"),
-    "negative target": (("--target", "-3 bits"), "neither a size"),
-    "target too small": (("--target", "1KB"), "1KB cannot be promised"),
-    "target too small for the linears": (("--target", "180KB"), "ask for a larger size"),
-    "target below 4 bits": (("--target", "3.9 bits"), "ask for a larger size"),
+    "target in words": (("--target", "small"), "not understood"),
+    "empty target": (("--target", ""), "not understood"),
+    "target 0": (("--target", "0MB"), "not understood"),
+    "negative target": (("--target", "-3 bits"), "not understood"),
+    "target too small": (("--target", "1KB"), "1KB is too small"),
+    "target too small for the linears": (("--target", "180KB"), "Ask for a larger size"),
+    "target below 4 bits": (("--target", "3.9 bits"), "Ask for a larger size"),
     "target of everything": (("--target", "16 bits"), "leaves every linear in 16 bits, which take 16.00 bits"),
-    "target larger than the model": (("--target", "1GB"), "ask for a smaller size"),
+    "target larger than the model": (("--target", "1GB"), "Ask for a smaller size"),
     "no data for a target": (("--target", "6 bits", "--data-free"), "--target need it"),
     "prompts for nothing": (("--data-free",), "--prompts, --chunks, --size need it"),
     "rounding without data": (("--data-free", "--rounding", "gptq"), "--rounding gptq need it"),
@@ -49,9 +49,9 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "statistics and prompts": (("--stats", "stats.safetensors"), "--prompts, --chunks, --size and --stats were both"),
     "stream shorter than the clips": (
         ("--stream-chunks", "1"),
-        "streams of 1 chunks, but calibration clips have 2",
+        "(--stream-chunks) have 1 chunks, but the calibration clips have 2",
     ),
-    "stream of nothing": (("--stream-chunks", "0"), "streams (--stream-chunks) of 0 chunks; 1 to 100,000"),
+    "stream of nothing": (("--stream-chunks", "0"), "streams (--stream-chunks) of 0 chunks; choose 1 to 100,000"),
     "stream without data": (("--stream-chunks", "9", "--data-free"), "--stream-chunks need it"),
     "two ways to say one thing": (("--single-scale", "--outliers", "search"), "--single-scale and --outliers search"),
     "chunks without end": (("--chunks", "99999999999"), "--chunks 99999999999 makes 299,999,999,997 latent frames"),
@@ -79,7 +79,7 @@ def test_an_option_that_another_makes_useless_is_refused_with_both_names(
     def said(*more: str) -> str:
         return refused("quantize", model_file, *option, *more, "--out", out)
 
-    assert f"--data-free does without calibration, but {option[0]} needs it" in said("--data-free")
+    assert f"--data-free means no calibration, but {option[0]} needs it" in said("--data-free")
     assert f"{option[0]} and --stats were both given" in said("--stats", "stats.safetensors")
     assert f"{option[0]} needs calibration on prompts; give --prompts or --stats" in said()
 
@@ -108,16 +108,16 @@ def test_an_input_is_never_written_to(refused: Run, model_file: Path, prompts: P
     for verb in ("calibrate", "quantize"):
         for out in (model_file, beside, prompts):
             said = refused(verb, model_file, "--prompts", prompts, "--out", out)
-            assert f"{out} is read, too, and writing would destroy it" in said
-    assert "is read, too" in refused("quantize", model_file, "--stats", prompts, "--out", prompts)
-    assert "is read, too" in refused("quantize", "demo", "--out", calibrate_verb.bundle.MODEL)
+            assert f"{out} is also an input, and writing would destroy it" in said
+    assert "is also an input" in refused("quantize", model_file, "--stats", prompts, "--out", prompts)
+    assert "is also an input" in refused("quantize", "demo", "--out", calibrate_verb.bundle.MODEL)
     clip = ("--prompt", prompts, "--out", tmp_path / "clip.mp4")
     for path in (model_file, prompts):
-        assert "is read, too" in refused("stream", model_file, *clip, "--latents", path)
-    assert "is read, too" in refused("stream", model_file, *clip, "--initial", prompts, "--latents", prompts)
+        assert "is also an input" in refused("stream", model_file, *clip, "--latents", path)
+    assert "is also an input" in refused("stream", model_file, *clip, "--initial", prompts, "--latents", prompts)
     page = tmp_path / "quality.html"
     page.write_text("{}")
-    assert "is read, too" in refused("report", model_file, model_file, "--quality", page, "--out", page)
+    assert "is also an input" in refused("report", model_file, model_file, "--quality", page, "--out", page)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -64,14 +64,14 @@ def test_a_killed_run_behind_a_link_goes_on_by_either_name(
         patch.setattr("qarvd.jobs.calibrate.measure_calls", stop)
         assert main([str(part) for part in (*command, link)]) == 130
     assert (tmp_path / "disk" / "out.safetensors.work").is_dir() and not target.exists()
-    assert "Going on with" in run(*command, target, "--resume")
+    assert "Resuming from" in run(*command, target, "--resume")
     assert target.is_file() and link.is_symlink()
 
 
 def test_an_input_behind_a_link_is_never_written_to(refused: Run, model_file: Path, tmp_path: Path) -> None:
     link = linked(tmp_path / "link.safetensors", model_file)
-    assert "is read, too" in refused("quantize", model_file, "--out", link)
-    assert "is read, too" in refused("quantize", link, "--out", model_file)
+    assert "is also an input" in refused("quantize", model_file, "--out", link)
+    assert "is also an input" in refused("quantize", link, "--out", model_file)
 
 
 def test_endings_in_capitals_are_read_and_written(

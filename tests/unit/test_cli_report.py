@@ -252,7 +252,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "bad quality": (["--quality", "bad.json"], "bad.json"),
     "binary quality": (["--quality", "binary.json"], "UTF-8"),
     "chunks": (["--chunks", "0"], "--chunks must be at least 1"),
-    "text": (["--prompt", "a cat"], "encode the prompt"),
+    "text": (["--prompt", "a cat"], "`python -m qarvd encode` makes"),
     "size": (["--prompt", "text.safetensors", "--size", "large"], "not WIDTHxHEIGHT in pixels"),
     "prompts of two shapes": (["--prompt", "text.safetensors", "--prompt", "short.safetensors"], "different shapes"),
     "device": (["--prompt", "text.safetensors", "--device", "abacus"], "abacus"),

@@ -99,7 +99,7 @@ def test_a_stream_takes_one_of_several_prompts_and_asks_which(
     assert "holds 5 prompts" in refused(*arguments, "--prompt", f"{prompts}#1", "--then", 2, prompts)
     run(*arguments, "--prompt", f"{prompts}#1", "--then", 2, f"{prompts}#2")
     assert played(tmp_path / "clip.mp4") == 6
-    assert "is read, too" in refused(*arguments, "--prompt", f"{prompts}#1", "--latents", prompts)
+    assert "is also an input" in refused(*arguments, "--prompt", f"{prompts}#1", "--latents", prompts)
 
 
 def test_8_bit_files_stream_as_their_wider_ones(run: Run, arguments: list[object], text: Path, tmp_path: Path) -> None:
