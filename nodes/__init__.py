@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from comfy_api.latest import ComfyExtension, io
 
-from ..qarvd.errors import QarvdError
+from ..qarvd.errors import QarvdError, SettingError
+from ..qarvd.ops.linear import BACKEND_VARIABLE, force_backend
 from . import (
     calibration,
     compare,
@@ -56,4 +59,9 @@ class Extension(ComfyExtension):
             warn_once(f"Load Diffusion Model cannot open files of qarvd ({reason}). Use Load AR Model instead.")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Called once, when ComfyUI has loaded the pack: here the environment is read."""
+        try:
+            force_backend(os.environ.get(BACKEND_VARIABLE))
+        except SettingError as error:
+            warn_once(str(error))
         return NODES

@@ -6,6 +6,7 @@ What `run` returns, if anything, is the exit code.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import NoReturn
 import torch
 
 from ..errors import QarvdError
+from ..log import on_stderr
+from ..ops.linear import BACKEND_VARIABLE, force_backend
 from .common import work_folder
 
 VERBS = ("demo", "encode", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
@@ -41,14 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m qarvd", description="Quantize autoregressive video diffusion models and stream them."
     )
     debug = Parser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    told = "show the traceback of an error, and which backend runs each linear"
+    debug.add_argument("--debug", action="store_true", help=told)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules = {verb: import_module(f".{verb}", __name__) for verb in VERBS}
     for verb, module in modules.items():
         module.add_arguments(verbs.add_parser(verb, help=module.HELP, description=module.HELP, parents=[debug]))
     args = parser.parse_args(argv)
     try:
-        code = modules[args.verb].run(args) or 0
+        force_backend(os.environ.get(BACKEND_VARIABLE))
+        with on_stderr(logging.DEBUG if args.debug else logging.WARNING):
+            code = modules[args.verb].run(args) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever reads, `head` for instance, has had enough

@@ -76,15 +76,11 @@ def place(model: Model, device: str) -> None:
 
 
 def ready(model: Model, device: str) -> None:
-    """Place on `device`, prepare, and voice caveats."""
+    """Place on `device` and prepare."""
     place(model, device)
-    caveats = {}
     for module in model.tree.modules():
         if isinstance(module, QuantizedLinear):
             module.prepare()
-            caveats[module.backend.caveat(module.weight)] = None
-    for caveat in filter(None, caveats):
-        say(caveat)
 
 
 def kernel_folder() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 from importlib import import_module, metadata
 from pathlib import Path
@@ -119,8 +120,10 @@ def examine(device: torch.device, cache: Path | None) -> bool:
     if device.type == "cuda":
         loaded = load(device, cache, say)
         print(f"kernels: {f'none: {loaded}' if isinstance(loaded, str) else loaded.origin}")
-    tests, dtype = checks(), compute_dtype(device)
-    rows = [(op, standings, *_tested(tests[op], device, dtype)) for op, standings in who_runs(device).items()]
+    tests, dtype, rows = checks(), compute_dtype(device), []
+    for op, standings in who_runs(device).items():
+        runs = any(standing.refusal is None for standing in standings)
+        rows.append((op, standings, *(_tested(tests[op], device, dtype) if runs else (False, "not run"))))
     print(text_table([_row(op, standings, said) for op, standings, _, said in rows]))
     return all(right for _, _, right, _ in rows)
 
@@ -145,6 +148,7 @@ def _tested(check: Check, device: torch.device, dtype: torch.dtype) -> tuple[boo
 
 
 def _row(op: str, standings: list[Standing], tested: str) -> dict[str, object]:
-    chosen = next(i for i, standing in enumerate(standings) if standing.refusal is None)
-    refused = "; ".join(f"{standing.backend}: {standing.refusal}" for standing in standings[:chosen])
-    return {"op": op, "runs on": standings[chosen].backend, "self-test": tested, "refused": refused or None}
+    willing = [standing.backend for standing in standings if standing.refusal is None]
+    before = itertools.takewhile(lambda standing: standing.refusal is not None, standings)
+    refused = "; ".join(f"{standing.backend}: {standing.refusal}" for standing in before)
+    return {"op": op, "runs on": [*willing, "nothing"][0], "self-test": tested, "refused": refused or None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -66,14 +67,15 @@ def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
 
 def _tell(weight: QuantizedWeight, backend: Backend) -> None:
     (out, channels), where = weight.shape, weight.codes.device
-    why = "; ".join(f"{name}: {reason}" for name, reason in registry.refusals(weight).items()) or "the first choice"
-    LOGGER.debug("%d -> %d, w%d, on %s: %s (%s)", channels, out, weight.codec.bits, where, backend.name, why)
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        said = (channels, out, weight.codec.bits, where, backend.name, registry.why(weight))
+        LOGGER.debug("%d -> %d, w%d, on %s: %s (%s)", *said)
     caveat = backend.caveat(weight)
     if caveat:
         warn_once(caveat)
 
 
-force_backend = registry.force
+force_backend, BACKEND_VARIABLE = registry.force, registry.VARIABLE
 keep_kernels = device.keep_in
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -36,9 +35,9 @@ _forced: list[Backend] = []
 
 
 def force(name: str | None) -> None:
-    """Have this backend run all linears prepared from now on, or (None) choose again. Raises SettingError."""
+    """Have this backend run all linears prepared from now on, or (None or "") choose again. Raises SettingError."""
     found = [backend for backend in BACKENDS if backend.name == name]
-    if name is not None and not found:
+    if name and not found:
         names = ", ".join(backend.name for backend in BACKENDS)
         raise SettingError(f"There is no backend {name!r} ({VARIABLE}); choose one of {names}.")
     _forced[:] = found
@@ -67,14 +66,23 @@ def choose(weight: QuantizedWeight) -> Backend:
 
 def refused_for_now(weight: QuantizedWeight) -> ForNow | None:
     """Why a backend that would be faster than the chosen one does not run `weight` now, but may at the next call."""
-    reasons = (backend.refuses(weight) for backend in BACKENDS if not _forced)
-    return next((reason for reason in takewhile(bool, reasons) if isinstance(reason, ForNow)), None)
+    return next((reason for _, reason in _faster(weight) if isinstance(reason, ForNow)), None)
 
 
-def refusals(weight: QuantizedWeight) -> dict[str, str]:
-    """Why backends that would be faster than the chosen one don't run `weight`."""
-    chosen = BACKENDS.index(choose(weight))
-    return {backend.name: str(backend.refuses(weight)) for backend in BACKENDS[:chosen] if not _forced}
+def why(weight: QuantizedWeight) -> str:
+    """Why the chosen backend runs `weight`, and no faster one."""
+    if _forced:
+        return "forced"
+    return "; ".join(f"{name}: {reason}" for name, reason in _faster(weight)) or "the first choice"
+
+
+def _faster(weight: QuantizedWeight) -> Iterator[tuple[str, str]]:
+    """Backends before the chosen one, and why they refuse; none if one is forced."""
+    for backend in () if _forced else BACKENDS:
+        reason = backend.refuses(weight)
+        if reason is None:
+            return
+        yield backend.name, reason
 
 
 class Standing(NamedTuple):
@@ -92,20 +100,13 @@ _DISPATCHED: dict[str, Callable[[torch.device], str | None]] = {"cuda": device.r
 
 
 def who_runs(where: torch.device) -> dict[str, list[Standing]]:
-    """Every op, and the standing of every backend for tensors on `where`, fastest first."""
+    """Every op, and the standing of every backend for tensors on `where`, fastest first (only of a forced one)."""
     table = {"quantize_activation": _dispatched("quantize_activation", where)}
     for codec in CODECS.values():
-        table[f"dual_scale_linear {codec.format.removeprefix('qarvd_')}"] = _standings(_sample(codec).to(where))
+        weight = _sample(codec).to(where)
+        standings = [Standing(backend.name, backend.refuses(weight)) for backend in _forced or BACKENDS]
+        table[f"dual_scale_linear {codec.format.removeprefix('qarvd_')}"] = standings
     return table | {op: _dispatched(op, where) for op in ("kv_append", "kv_attention")}
-
-
-def _standings(weight: QuantizedWeight) -> list[Standing]:
-    def refusal(backend: Backend) -> str | None:
-        if _forced and backend not in _forced:
-            return f"{VARIABLE} asks for another"
-        return backend.refuses(weight)
-
-    return [Standing(backend.name, refusal(backend)) for backend in BACKENDS]
 
 
 def _dispatched(op: str, where: torch.device) -> list[Standing]:

@@ -1,0 +1,163 @@
+"""Who runs a linear, and that each backend which can compute here passes the self-test that `doctor` prints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from qarvd import log
+from qarvd.cli import main
+from qarvd.errors import SettingError
+from qarvd.ops import self_test
+from qarvd.ops.backends import registry
+from qarvd.ops.backends.base import Backend
+from qarvd.ops.backends.registry import BACKENDS, VARIABLE, choose, force, forced
+from qarvd.ops.codecs import CODECS, Codec
+from qarvd.ops.linear import QuantizedLinear, prepare, run_linear
+from qarvd.ops.split import ChannelSplit
+from qarvd.ops.values import Prepared
+from qarvd.ops.weight import QuantizedWeight
+
+CPU = torch.device("cpu")
+every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+LINEARS = ("dual_scale_linear w4a8", "dual_scale_linear w8a8")
+
+
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(log, "_said", set())
+    yield
+    force(None)
+
+
+def named(name: str) -> Backend:
+    (found,) = (backend for backend in BACKENDS if backend.name == name)
+    return found
+
+
+def weight_of(codec: Codec, seed: int = 0) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(codec.low, codec.high + 1, (24, 96), dtype=torch.int8, generator=generator)
+    scale = torch.rand(24, 2, generator=generator) + 0.01
+    return QuantizedWeight(codec, ChannelSplit.of(96, range(1, 65, 2)), codec.pack(codes), scale)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference", "weight-only", "comfy-kitchen"])
+def test_doctor_tests_every_backend_with_the_tokens_that_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backend for cards is let in on the CPU, as if the ones before it refused the card."""
+    monkeypatch.setattr(registry, "BACKENDS", (replace(named(name), refuses=lambda weight: None),))
+    code = main(["doctor"])
+    printed = capsys.readouterr().out
+    assert code == 0 and "All self-tests passed." in printed
+    assert all(line.split()[2] == name for line in printed.splitlines() if line.startswith("dual_scale_linear"))
+
+
+def without_bias(prepared: Prepared) -> Prepared:
+    return Prepared(lambda x, bias: prepared.run(x, None))
+
+
+def in_another_order(prepared: Prepared) -> Prepared:
+    return Prepared(lambda x, bias: prepared.run(x.flip(-1), bias))
+
+
+def twice_as_coarse(prepared: Prepared) -> Prepared:
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 15
+        return prepared.run((x / step).round() * step, bias)
+
+    return Prepared(run)
+
+
+@pytest.mark.parametrize("spoil", [without_bias, in_another_order, twice_as_coarse])
+@pytest.mark.parametrize("name", ["weight-only", "comfy-kitchen"])
+def test_the_self_test_sees_faults_of_backends_that_take_floats(
+    spoil: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = named(name)
+    assert callable(spoil)
+    spoiled = replace(right, prepare=lambda weight: spoil(right.prepare(weight)))
+    for backend, passes in ((right, True), (spoiled, False)):
+        monkeypatch.setattr(self_test, "choose", lambda weight, backend=backend: backend)
+        for op in LINEARS:
+            assert (self_test.checks()[op](CPU, torch.float32) <= 1) == passes
+
+
+@every_codec
+def test_a_forced_backend_runs_whatever_is_prepared_from_then_on(codec: Codec) -> None:
+    weight = weight_of(codec)
+    assert choose(weight).name == "cpu"
+    with forced("reference"):
+        assert choose(weight).name == "reference"
+    assert choose(weight).name == "cpu"
+
+
+def test_a_forced_backend_that_cannot_run_or_does_not_exist_is_an_error_that_names_it() -> None:
+    force("cuda")
+    with pytest.raises(SettingError, match=rf"cuda was asked for \({VARIABLE}\), but it can't run: the tensors are on"):
+        choose(weight_of(CODECS["int8"]))
+    with pytest.raises(SettingError, match=r"no backend 'cudda'.*choose one of cpu, cuda, comfy-kitchen"):
+        force("cudda")
+    force("")  # a variable that is set to nothing
+    assert choose(weight_of(CODECS["int8"])).name == "cpu"
+
+
+@pytest.mark.parametrize(("name", "code", "runs"), [("reference", 0, "reference"), ("cuda", 1, "nothing")])
+def test_the_environment_forces_one(
+    name: str, code: int, runs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, name)
+    assert main(["doctor"]) == code
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in printed if line.startswith("dual_scale_linear")] == [runs, runs]
+    monkeypatch.setenv(VARIABLE, "none of them")
+    assert main(["doctor"]) == 2 and "no backend 'none of them'" in capsys.readouterr().err
+
+
+def test_the_log_says_which_backend_runs_a_layer_and_why_no_faster_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="qarvd")
+    prepare(weight_of(CODECS["int4"]))
+    assert "96 -> 24, w4, on cpu: cpu (the first choice)" in caplog.text
+    with forced("reference"):
+        prepare(weight_of(CODECS["int4"]))
+    assert "on cpu: reference (forced)" in caplog.text
+    prepare(weight_of(CODECS["int8"]).to("meta"))
+    assert "w8, on meta: weight-only (cpu: the weight is on meta; cuda: the tensors are on meta; comfy" in caplog.text
+
+
+def test_a_caveat_is_said_once_whatever_the_number_of_layers(caplog: pytest.LogCaptureFixture) -> None:
+    with forced("reference"):
+        for seed in range(3):
+            prepare(weight_of(CODECS["int8"], seed))
+    assert caplog.text.count("Quantized linears run in plain torch here") == 1
+
+
+@every_codec
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_freshly_moved_layer_compiles_into_one_graph(codec: Codec, prepared: bool) -> None:
+    """Nothing that its weight needs is computed from numbers at the first call, in a graph or in its capture."""
+    torch._dynamo.reset()
+    layer = QuantizedLinear(weight_of(codec), torch.ones(24)).to("cpu")
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
+    if prepared:
+        layer.prepare()
+    actual = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    expected = layer(x)
+    assert torch.equal(actual, expected) if prepared else (actual - expected).norm() < 1e-2 * expected.norm()
+    assert layer.weight.prepared is not None, "what a trace made is not kept"
+
+
+@every_codec
+def test_a_move_carries_what_was_derived(codec: Codec) -> None:
+    weight = weight_of(codec)
+    moved = weight.to("meta")
+    assert moved.guard == weight.guard > 0
+    assert moved.order is not None and moved.order.device.type == "meta"
+    run_linear(torch.zeros(1, 96), weight, None)
+    assert weight.prepared is not None and weight.to("cpu").prepared is None
