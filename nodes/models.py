@@ -51,7 +51,7 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=checkpoint_files(),
-                    tooltip="A .safetensors or .pt file of models/diffusion_models. No code in a .pt file is ever run.",
+                    tooltip="A .safetensors or .pt file in models/diffusion_models. No code in a .pt file is ever run.",
                 ),
                 io.Combo.Input("family", options=FAMILIES, default=host.AUTOMATIC, tooltip=FAMILY_TIP),
                 io.Model.Input(

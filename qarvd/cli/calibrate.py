@@ -32,6 +32,7 @@ from ..stream.sampler import frame_tokens, spans
 from ..wan.forward import pad_text
 from .common import (
     CHUNKS,
+    DEVICE_HELP,
     add_model,
     add_size,
     check_out,
@@ -75,22 +76,22 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reach",
         choices=HORIZONS,
-        help=f"how far each chunk's effect is followed: to the end, as published (full), or short, at a third of the "
-        f"time; then the rest is told from that, weights within 7 %% ({DEFAULTS['reach']})",
+        help=f"how many later chunks are generated to see the effect of one: all, as published (full), or a few, in a "
+        f"third of the time (short); the rest is then estimated, with weights within 7 %% ({DEFAULTS['reach']})",
     )
-    parser.add_argument("--seed", type=int, help=f"of the first clip's noise ({DEFAULTS['seed']})")
+    parser.add_argument("--seed", type=int, help=f"seed of the first clip's noise ({DEFAULTS['seed']})")
     parser.add_argument(
         "--budget-minutes",
         type=float,
-        help="take as many of the prompts as let the whole job, fitting included, end within this time, by the pace of "
-        f"the first ones, but at least 4, and all that are rolled out at once; 0 takes them all ({MINUTES:g})",
+        help="use as many prompts as fit into this time, the fitting included, but at least 4 (an estimate from the "
+        f"first prompts); 0 uses all ({MINUTES:g})",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with what an interrupted run had finished: prompts rolled out at once, and layers",
+        help="continue an interrupted run from the last clips or the last layer that it finished",
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:

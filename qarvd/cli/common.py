@@ -22,6 +22,7 @@ from ..ops.linear import QuantizedLinear
 from ..stream.presets import PRESETS, Preset
 from ..wan.config import WanConfig
 
+DEVICE_HELP = "cpu, cuda or cuda:N (auto: the first card, if there is one)"
 CHUNKS = 7
 """Of a clip, where nothing is said."""
 SIZE = 832, 480
@@ -36,7 +37,9 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
     """Positional model files and the choice of their family."""
     for name in names:
         parser.add_argument(name, help="a checkpoint file, or 'demo' for the bundled model")
-    parser.add_argument("--preset", choices=PRESETS, help="the family of a file that does not say so itself")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="the family of the checkpoint, if the file does not record it"
+    )
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from ..calibrate.prompts import stacked
 from ..checkpoint.write import save_file
 from ..errors import CheckpointError, PromptError, SettingError
 from ..files import no_file, replacing
-from .common import check_out, counted, pick_device
+from .common import DEVICE_HELP, check_out, counted, pick_device
 
 HELP = "turn prompts into the embeddings that calibrate, quantize and stream take, with the checkpoint's text encoder"
 PARTS = ("tokenizer", "text_encoder")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a folder with the subfolders {PARTS[0]} and {PARTS[1]}, such as the diffusers release of Wan 2.1",
     )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (the first card, if there is one)")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def run(args: argparse.Namespace) -> None:

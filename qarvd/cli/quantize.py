@@ -33,16 +33,23 @@ OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
-    parser.add_argument("--recipe", choices=RECIPES, default="w8a8", help="bits of weights and activations (w8a8)")
-    parser.add_argument("--rounding", choices=ROUNDING, help="another rounding method than the recipe's")
-    parser.add_argument("--outliers", choices=OUTLIERS, help="another choice of outlier channels than the recipe's")
+    parser.add_argument("--recipe", choices=RECIPES, default="w8a8", help="the bits of weights and activations (w8a8)")
+    parser.add_argument(
+        "--rounding", choices=ROUNDING, help="how weights are rounded (gptq with calibration, nearest without)"
+    )
+    parser.add_argument(
+        "--outliers",
+        choices=OUTLIERS,
+        help="how outlier channels are chosen (search with calibration, published without)",
+    )
     parser.add_argument("--single-scale", action="store_true", help="the same as --outliers none")
     parser.add_argument("--symmetric", action="store_true", help="weights without zero points")
     parser.add_argument("--target", help="choose 4, 8 or 16 bits a layer to meet a size, such as 900MB or '4.5 bits'")
     parser.add_argument(
         "--stream-chunks",
         type=int,
-        help="weigh chunks as a stream of so many would, the measured effects going on as they decay (as the clips)",
+        help="the length in chunks of the streams you will make, so that early chunks weigh as they do in such a stream "
+        "(as the clips)",
     )
     parser.add_argument("--data-free", action="store_true", help="round to nearest, without any calibration")
     parser.add_argument("--stats", type=Path, help="statistics written by `calibrate`, instead of --prompts")

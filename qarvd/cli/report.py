@@ -23,7 +23,7 @@ from ..report.methods import Method, methods_chapter, read_methods
 from ..report.norms import Norms
 from ..report.page import render_page
 from ..report.quantization import chunks_chapter, errors_chapter, layers_chapter, outliers_chapter
-from .common import add_model, add_size, check_out, load_model, model_path, say
+from .common import DEVICE_HELP, add_model, add_size, check_out, load_model, model_path, say
 from .side_by_side import FULL, compare, streamed, wanted_cases
 
 HELP = "one page on what quantizing did: chunks that matter, outliers, errors, drift, frames side by side"
@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt",
         action="append",
-        help="text for the demo model (16 held-out prompts if nothing is said); else a safetensors file of "
-        "embeddings; may be repeated",
+        help="text for the demo model (16 held-out prompts); for others a file that `encode` wrote; may be given "
+        "several times",
     )
     parser.add_argument("--chunks", type=int, default=7, help="chunks of each clip (7)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first clip's noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first clip's noise (0)")
     add_size(parser)
     parser.add_argument("--quality", type=Path, help="a JSON file of measured methods, such as docs/quality.json")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
 from ..stream.sampler import check_prompts
 from .common import (
+    DEVICE_HELP,
     add_model,
     add_size,
     check_out,
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt",
         required=True,
-        help="text for the demo model; else a safetensors file of embeddings, FILE#2 for the second of several prompts",
+        help="text for the demo model; for others a file that `encode` wrote, FILE#2 for the second of its prompts",
     )
     parser.add_argument(
         "--then",
@@ -50,26 +51,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("CHUNK", "PROMPT"),
-        help="from chunk CHUNK on (2 is the second) go on with another prompt; may be given several times",
+        help="continue with another prompt from chunk CHUNK on (the first chunk is 1); may be given several times",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--chunks", type=int, help="how many chunks to generate (7 if nothing is said)")
-    length.add_argument("--frames", type=int, help="how many latent frames to generate; the last chunk may be shorter")
-    length.add_argument("--endless", action="store_true", help="go on until Ctrl-C; needs a window")
-    parser.add_argument("--seed", type=int, default=0)
+    length.add_argument("--chunks", type=int, help="the number of chunks to generate (7)")
+    length.add_argument(
+        "--frames", type=int, help="the number of latent frames to generate; the last chunk may be shorter"
+    )
+    length.add_argument("--endless", action="store_true", help="continue until Ctrl-C; needs a window")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 file to write")
     parser.add_argument("--latents", type=Path, help="also write the latents to this .safetensors file")
     parser.add_argument(
         "--initial",
         type=Path,
-        help="latents to go on from (an encoded image, an earlier clip); without --size, the video has their size",
+        help="latents to continue from (an encoded image, an earlier clip); without --size, the video has their size",
     )
     add_size(parser)
-    parser.add_argument("--window", type=int, help="latent frames in the cache, sink and current chunk included")
-    parser.add_argument("--sink", type=int, help="first latent frames that are never evicted")
-    parser.add_argument("--cache", choices=CACHES, default="16-bit", help="how older keys and values are kept")
-    parser.add_argument("--cfg", type=float, default=1.0, help="must be 1: these models are distilled")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="latent frames in the cache, including the sink and the current chunk (as the family has it)",
+    )
+    parser.add_argument(
+        "--sink",
+        type=int,
+        help="the number of first latent frames that always stay in the cache (as the family has it)",
+    )
+    parser.add_argument("--cache", choices=CACHES, default="16-bit", help="how the cache keeps older frames (16-bit)")
+    parser.add_argument("--cfg", type=float, default=1.0, help="must be 1, because these models are distilled")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -53,11 +53,9 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
     prompts = f"{found.prompts} {'prompt' if found.prompts == 1 else 'prompts'}"
     if found.bits is not None:
         prompts += f", measured with {found.bits}-bit weights"
-    fit = (
-        f"Effects on later frames decay exponentially to a floor in it, at a rate of {number_text(found.rate)} a chunk."
-    )
+    fit = f"In the fit, effects on later frames decay to a floor, at a rate of {number_text(found.rate)} a chunk."
     if len(found.share) < LEAST:
-        fit = f"A fit through so few chunks says nothing; {LEAST} or more are wanted."
+        fit = f"A fit to so few chunks says nothing; it needs {LEAST} or more."
     share = {"measured": found.share, "from the fitted decay": found.fitted_share}
     decay = {"measured": found.per_affected, "fitted decay": found.fitted}
     return [
@@ -68,7 +66,7 @@ def sensitivity_figures(name: str, found: Sensitivity) -> list[Figure]:
         ),
         Figure(
             f"Effect on each affected frame, {name}",
-            f"Error per frame from the chunk on, the first chunk's being 1. The dashed line is a fit. {fit}",
+            f"Error per frame from the chunk on, relative to the first chunk. The dashed line is a fit. {fit}",
             line_chart(decay, "chunk", "effect per affected frame", True, 1, dashed=["fitted decay"]),
         ),
     ]
@@ -79,6 +77,4 @@ def _followed(found: Sensitivity) -> str:
     if not found.filled_in:
         return ""
     horizon = ", ".join(map(str, found.horizon))
-    return (
-        f" Effects were followed for {horizon} chunks, the own one included; what lies beyond was filled in from that."
-    )
+    return f" Effects were followed for {horizon} chunks, including the chunk itself; the rest is estimated from them."

@@ -61,7 +61,8 @@ def outlier_figure(inputs: Sequence[Inputs], variant: Variant) -> Figure:
         cells.append(Cell(shared_name(kinds), depths[0], None if layer.kept else layer.outliers, hover))
     return Figure(
         f"Outlier channels, {variant.name}",
-        "As chosen; point at a cell for its layer, the detector's threshold and the columns above it.",
+        "The number that was chosen. Point at a cell for its layer, the threshold of the detector and the columns "
+        "above it.",
         heat_map(cells, "block", "outlier channels", "{:.0f}".format, KEPT),
     )
 
@@ -71,7 +72,7 @@ def norms_figure(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> Figur
     loudest = _loudest(inputs)
     return Figure(
         "Column norms",
-        "Of each layer type, the layer with most columns above the detector's threshold, loudest channel first.",
+        "For each layer type, the layer with the most columns above the threshold, loudest channel first.",
         norm_charts(
             [group.norms for group in loudest],
             {v.name: [v.layers[group.layers[0]].outliers for group in loudest] for v in variants},
@@ -99,9 +100,11 @@ def error_figures(variants: Sequence[Variant]) -> list[Figure]:
         heat = heat_map(cells, "block", unit, _short, KEPT, beside=[error / scale for error in errors])
         means = {kind: mean / scale for kind, mean in _means(variant).items()}
         most = [mean / scale for v in alike for mean in _means(v).values()]
-        maps.append(Figure(f"Error of each layer, {variant.name}", "Point at a cell for its layer.", heat))
+        maps.append(Figure(f"Error of each layer, {variant.name}", "Point at a cell to see its layer.", heat))
         bars.append(
-            Figure(f"Mean error by layer type, {variant.name}", "Over the blocks.", bar_chart(means, unit, most))
+            Figure(
+                f"Mean error by layer type, {variant.name}", "The mean over the blocks.", bar_chart(means, unit, most)
+            )
         )
     return [*maps, *bars]
 

@@ -62,8 +62,8 @@ def _method(where: str, entry: Any) -> Method:
 def methods_chapter(methods: dict[str, list[Method]]) -> Chapter:
     """A table for each recipe, the methods of a model together and the least error first."""
     text = (
-        "Squared error of the latents against full precision, with its 95 % interval, as measured elsewhere on many "
-        "clips; not of the files of this page."
+        "Squared error of the latents against full precision, with its 95 % interval. It was measured elsewhere, on "
+        "many clips, and not with the files of this page."
     )
     return Chapter("Methods", text, [Table(recipe, _rows(entries)) for recipe, entries in methods.items()])
 

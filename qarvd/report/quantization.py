@@ -30,8 +30,8 @@ def chunks_chapter(variants: Sequence[Variant]) -> Chapter:
 def outliers_chapter(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> Chapter:
     """How many outlier channels each layer has, and the column norms that tell them."""
     text = (
-        "Outlier channels have a scale of their own. Linears that read one input share them, and stand in one row. "
-        f"The detector compares the norms of the columns that a channel meets. {OUTSIDE}"
+        "Outlier channels have a scale of their own. Linears that read the same input share them, and share a row "
+        f"here. The detector compares the column norms of the input channels. {OUTSIDE}"
     )
     maps = [outlier_figure(inputs, variant) for variant in variants]
     return Chapter("Outlier channels", text, [*maps, norms_figure(inputs, variants)])
@@ -40,8 +40,9 @@ def outliers_chapter(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> C
 def errors_chapter(variants: Sequence[Variant]) -> Chapter:
     """The error of each layer by type and depth, and its mean by type."""
     text = (
-        "Output errors are measured on calibration data, each chunk by its weight, beyond what the best float weight "
-        f"leaves; weight errors compare the weights alone. The two are not on one scale. {OUTSIDE}"
+        "Output errors are measured on calibration data: the error beyond that of the best float weight, with each "
+        "chunk weighted by its effect. Weight errors compare the weights alone. The two cannot be compared with each "
+        f"other. {OUTSIDE}"
     )
     return Chapter("Error of each layer", text, error_figures(variants))
 
@@ -53,7 +54,7 @@ def drift_chapter(errors: Mapping[str, Sequence[float]], clips: int, strips: Pic
         f"Mean squared error of the latents over {clips} {'clip' if clips == 1 else 'clips'}.",
         line_chart(errors, "chunk", "squared error", log_y=True, first=1),
     )
-    text = "All variants start from the same noise, so that what differs is what quantizing changed."
+    text = "All variants start from the same noise, so the difference is what quantizing changed."
     return Chapter("Drift from full precision", text, [figure, strips])
 
 

@@ -131,7 +131,7 @@ def test_the_fitted_share_is_the_fitted_effect_on_all_frames_from_the_chunk_on()
 def test_effects_that_were_filled_in_are_told_from_measured_ones() -> None:
     for horizon, told in (((), False), ((3, 2, 1), False), ((2, 1, 1), True)):
         share, _ = sensitivity_figures("w4", replace(SENSITIVITY, horizon=horizon))
-        assert ("followed for 2, 1, 1 chunks" in share.caption and "filled in" in share.caption) == told
+        assert ("followed for 2, 1, 1 chunks" in share.caption and "the rest is estimated" in share.caption) == told
 
 
 def test_chunks_are_drawn_for_measured_variants_and_the_others_are_named() -> None:
