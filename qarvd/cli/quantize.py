@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream-chunks",
         type=int,
-        help="the length in chunks of the streams you will make, so that early chunks weigh as they do in such a stream "
+        help="the length in chunks of the streams you will make; early chunks then weigh as they do in such a stream "
         "(as the clips)",
     )
     parser.add_argument("--data-free", action="store_true", help="round to nearest, without any calibration")

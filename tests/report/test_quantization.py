@@ -150,7 +150,7 @@ def test_one_calibration_is_drawn_once_with_the_bits_it_was_measured_at() -> Non
     titles = [part.title for part in chunks_chapter([one, alone, other]).parts if isinstance(part, Figure)]
     assert titles == [f"{what}, {name}" for name in ("w4, w8", "w9") for what in WHAT]
     share, effect = sensitivity_figures("w4", told)
-    assert "measured with 4-bit weights" in share.caption and "says nothing; 4 or more" in effect.caption
+    assert "measured with 4-bit weights" in share.caption and "says nothing; it needs 4 or more" in effect.caption
 
 
 WHAT = ("Sensitivity of each chunk", "Effect on each affected frame")
