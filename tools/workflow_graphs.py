@@ -13,10 +13,9 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             (40, -220),
             (660, 180),
             "## The whole job on the bundled model\n\nPress **Run**: no download, no GPU. It takes a minute or "
-            "two.\n\n1. *Calibrate* rolls the demo model out on 24 prompts and measures how much each chunk "
-            "matters.\n2. *Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit "
-            "from the same noise.\n4. *Compare Videos* says what quantizing changed. The quantized file is in "
-            f"`{RESULT}`.",
+            "two.\n\n1. *Calibrate* generates clips of 24 prompts and measures how much each chunk matters.\n2. "
+            "*Dual-Scale Quantize* gives its linears 4-bit weights.\n3. Both models stream the same digit from the "
+            f"same noise.\n4. *Compare Videos* says what quantizing changed. The quantized file is in `{RESULT}`.",
         ),
         "demo": Node("QarvdDemoModel", (40, 20), {}, (300, 220)),
         "prompts": Node("QarvdEncodePrompts", (40, 300), {"clip": Out("demo", 3), "limit": 24}, (300, 190)),
@@ -73,8 +72,9 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             (40, -190),
             (620, 150),
             "## Streaming with ComfyUI's own sampling nodes\n\nPress **Run**: no download. *Streaming AR Sampler* is a "
-            "SAMPLER; *AR Schedule* gives the sigmas. The demo's latents are 8 x 8, so its 32 x 32 pixels are asked "
-            "for as 64 x 64, and 81 frames as Wan counts them are 21 latent frames: 7 chunks.",
+            "SAMPLER; *AR Schedule* gives the sigmas. The latents of the demo model are 8 x 8, so the empty latent is "
+            "set to 64 x 64 for its 32 x 32 pixels. A length of 81, as Wan counts frames, is 21 latent frames: 7 "
+            "chunks.",
         ),
         "demo": Node("QarvdDemoModel", (40, 20), {"digit": "3", "direction": "up right"}, (300, 220)),
         "guider": Node("BasicGuider", (380, 20), {"model": Out("demo"), "conditioning": Out("demo", 1)}, (300, 60)),
@@ -108,11 +108,11 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "note": note(
             (40, -200),
             (690, 160),
-            "## Quantize Self-Forcing to 4-bit weights\n\nPut the files into their folders (the loaders link to "
-            "them) and press **Run**. This takes half an hour, most of it in *Calibrate*, which keeps what it "
-            "measured: a second run, a restart, or another recipe goes on from there. With more *budget_minutes*, "
-            f"more of the 24 prompts are used, and the model gets better. The result is in `{RESULT}`; press **R** to "
-            "see it in the loaders.",
+            "## Quantize Self-Forcing to 4-bit weights\n\nPut the files into their folders (the loaders link to them) "
+            "and press **Run**. This takes half an hour, most of it in *Calibrate*. What it measured is kept, so a "
+            "second run, a restart or another recipe starts from there. With more *budget_minutes* it uses more of the "
+            f"24 prompts, and the model gets better. The result is in `{RESULT}`; press **R** to see it in the "
+            "loaders.",
         ),
         "model": Node("QarvdLoadModel", (40, 20), {"file": FULL, "family": "self-forcing"}, (330, 110)),
         **encoders(40, 190, prompt=False),
@@ -138,8 +138,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             (40, -190),
             (690, 150),
             "## Stream a quantized model\n\nChoose a file that *Save Quantized Model* wrote, or a full-precision one "
-            "with its family. *chunks* may be as many as you like: with a *window* the memory stays the same. An int8 "
-            "or int4 *cache* halves it again.",
+            "with its family. With a *window*, memory stays the same for any number of *chunks*. An int8 or int4 "
+            "*cache* takes less of it.",
         ),
         "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
         **encoders(40, 190),
@@ -157,8 +157,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "note": note(
             (40, -190),
             (690, 150),
-            "## Several scenes in one stream\n\n*Change Prompt* has the second prompt take over at chunk 8. Chain more "
-            "of them for more scenes. LongLive is trained for this; with other families change little at a time, and "
+            "## Several scenes in one stream\n\n*Change Prompt* switches to the second prompt at chunk 8. Chain more "
+            "of them for more scenes. LongLive is trained for this. With other families change little at a time, and "
             "repeat in each prompt what stays.",
         ),
         "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
@@ -227,8 +227,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "note": note(
             (40, -180),
             (690, 140),
-            "## An image that comes to life\n\nThe same text-to-video model goes on from the image: it is encoded, put "
-            "into the cache as the first frame, and the chunks follow. Describe the motion in the prompt.",
+            "## An image that comes to life\n\nThe text-to-video model continues from the image, which is encoded and "
+            "put into the cache as the first frame. Describe the motion in the prompt.",
         ),
         "model": Node("QarvdLoadModel", (40, 20), {"file": QUANTIZED}, (330, 110)),
         **encoders(40, 190),
