@@ -18,11 +18,13 @@ def shipped_prompts() -> list[str]:
     return FILE.read_text(encoding="utf-8").splitlines()
 
 
-def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Embeddings [tokens, text_dim] of different lengths, with zeros behind the shorter: [prompts, tokens, text_dim].
-
-    Those of a large encoder become bfloat16.
-    """
+def padded(parts: Sequence[Tensor]) -> Tensor:
+    """Embeddings [tokens, text_dim] with zeros behind those that are shorter: [prompts, tokens, text_dim]."""
     longest = max(map(len, parts))
-    wide = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
+    return torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """As `padded`; embeddings of a large encoder become bfloat16."""
+    wide = padded(parts)
     return wide.to(torch.bfloat16) if wide.shape[-1] >= 1024 else wide

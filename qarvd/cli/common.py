@@ -9,24 +9,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from .. import api
+from ..api import kernel_folder
 from ..checkpoint.model import Model, load, read_metadata
 from ..demo.bundle import MODEL
 from ..errors import SettingError
 from ..files import has_suffix, part_beside, written_file
-from ..ops.cuda.cache import user_folder
-from ..ops.cuda.device import load as load_kernels
-from ..ops.linear import QuantizedLinear
+from ..jobs import placement
+from ..jobs.placement import pick_device
 from ..stream.presets import PRESETS, Preset
+from ..stream.scale import USUAL
 from ..wan.config import WanConfig
 
 DEVICE_HELP = "cpu, cuda or cuda:N (auto: the first card, if there is one)"
 CHUNKS = 7
 """Of a clip, where nothing is said."""
-SIZE = 832, 480
-"""Width and height, in pixels, of what real checkpoints generate where nothing is said."""
 STAND_IN = "self-forcing"
 """A family as good as any other where nothing is streamed."""
 MOST_FRAMES = 100_000
@@ -44,7 +43,7 @@ def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_size(parser: argparse.ArgumentParser) -> None:
     """The size of what is generated."""
-    parser.add_argument("--size", help=f"width x height in pixels ({'x'.join(map(str, SIZE))}; the demo's is 32x32)")
+    parser.add_argument("--size", help=f"width x height in pixels ({'x'.join(map(str, USUAL))}; the demo's is 32x32)")
 
 
 def load_model(name: str, preset: str | None = None) -> Model:
@@ -69,41 +68,14 @@ def model_path(name: str) -> Path:
 
 
 def place(model: Model, device: str) -> None:
-    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), and load its kernels."""
-    target = pick_device(device)
-    if target.type == "cuda":
-        kernels = load_kernels(target, kernel_folder(), say)
-        if isinstance(kernels, str):
-            say(f"The CUDA kernels can't be used: {kernels}. Plain torch is used instead.")
-    model.tree.to(target, torch.float32 if target.type == "cpu" else torch.bfloat16)
+    """Move to `device` in the dtype it computes in, and load its kernels."""
+    placement.place(model, pick_device(device), kernel_folder())
 
 
 def ready(model: Model, device: str) -> None:
     """Place on `device` and prepare."""
     place(model, device)
-    for module in model.tree.modules():
-        if isinstance(module, QuantizedLinear):
-            module.prepare()
-
-
-def kernel_folder() -> Path | None:
-    """Where this user's compiled CUDA kernels are kept; None, nowhere, for a user without a home folder."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # HOME is not set, and the system does not know the user, as in some containers
-        home = None
-    return user_folder(sys.platform, os.environ, home)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA card, else the CPU. Raises SettingError for a device that is not there."""
-    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    known = {"cpu": "cpu", "auto": (*cards, "cpu")[0], **{card: card for card in cards}}
-    if cards:
-        known["cuda"] = cards[0]
-    if name not in known:
-        raise SettingError(f"There is no device {name!r} here; choose from {', '.join(known)}.")
-    return torch.device(known[name])
+    placement.prepare(model)
 
 
 def check_out(path: Path, suffix: str, *inputs: Path | str | None) -> None:
@@ -132,13 +104,7 @@ def latent_size(text: str | None, model: Model, initial: Tensor | None = None) -
     Without a text, of those that go on from `initial` latents, else of the usual size. Raises SettingError for a text
     that is no size, and for a size that the model cannot have.
     """
-    scale = model.preset.scale
-    width, height = scale.only or SIZE
-    if text is not None:
-        width, height = parse_size(text)
-    elif initial is not None:
-        width, height = scale.side * initial.shape[4], scale.side * initial.shape[3]
-    return scale.latent_size(model.config, width, height)
+    return api.latent_size(model, None if text is None else parse_size(text), initial)
 
 
 def parse_size(text: str) -> tuple[int, int]:

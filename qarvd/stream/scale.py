@@ -9,6 +9,8 @@ from ..wan.config import WanConfig
 
 MOST_PIXELS = 8192
 """Of a video's width, and of its height."""
+USUAL = 832, 480
+"""Width and height that Wan 2.1's small model, and what was distilled from it, were trained for."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Scale:
     """Pixel frames of every latent frame but the first, which is one."""
     only: tuple[int, int] | None = None
     """Width and height of the videos, where the model has been trained for no others."""
+
+    @property
+    def usual(self) -> tuple[int, int]:
+        """Width and height of a video, where nothing is said."""
+        return self.only or USUAL
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Frames of the video that so many latent frames, from the first on, decode to."""

@@ -15,6 +15,7 @@ NEEDED = {
     "stream": ["a", "--prompt", "b", "--out", "c"],
     "inspect": ["a"],
     "compare": ["a", "b"],
+    "encode": ["a", "--encoder", "b", "--out", "c"],
     "report": ["a", "b", "--out", "c"],
 }
 """Arguments that a verb cannot do without."""
