@@ -14,6 +14,8 @@ from qarvd.jobs import calibrate as calibrate_job
 from qarvd.ops.backends.cpu import CPU
 from qarvd.quantize.rounding.task import ENOUGH
 
+FAST = ("--rounding", "nearest")
+
 
 def test_statistics_are_inspected_and_not_taken_for_a_model(
     run: Run, refused: Run, model_file: Path, prompts: Path, text: Path, tmp_path: Path
@@ -38,7 +40,7 @@ def test_where_nothing_was_measured_nothing_is_said_of_it(
     made = run("calibrate", model_file, "--prompts", prompts, *CLIP, "--chunks", 1, "--out", stats)
     told = run("inspect", stats)
     assert "measured    nothing" in told
-    said = run("quantize", model_file, "--recipe", "w8a8", "--stats", stats, "--out", out)
+    said = run("quantize", model_file, "--recipe", "w8a8", "--stats", stats, *FAST, "--out", out)
     assert not any("weight  95 %" in text or "4-bit" in text for text in (made, told, said))
 
 
@@ -62,7 +64,7 @@ def test_the_table_tells_output_errors_where_they_are_known(
         lines = [line.split() for line in run("quantize", model_file, "--out", out, *options).splitlines()]
         return {words[0]: words for words in lines if words}
 
-    found = rows("--prompts", prompts, *CLIP)
+    found = rows("--prompts", prompts, *CLIP, *FAST)
     notes: Any = load(out).notes
     errors = [notes["layers"][f"blocks.{i}.ffn.2"]["output_error"] for i in range(CONFIG.num_layers)]
     assert float(found["ffn.2"][8]) == pytest.approx(sum(errors) / len(errors), rel=1e-3)
@@ -77,14 +79,14 @@ def test_few_prompts_are_told_by_whatever_calibrates(
     texts(prompts, number, 3, TEXT_DIM)
     for said in (
         run("calibrate", model_file, "--prompts", prompts, *CLIP, "--chunks", 1, "--out", stats),
-        run("quantize", model_file, "--stats", stats, "--out", out),
+        run("quantize", model_file, "--stats", stats, *FAST, "--out", out),
     ):
         assert (f"Calibrated on {number} prompts; {ENOUGH} or more make a better model." in said) == few
 
 
 def test_a_target_tells_the_bits_that_came_of_it(run: Run, model_file: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
-    options = ("--recipe", "w4a8", "--prompts", prompts, *CLIP, "--target", "7 bits")
+    options = ("--recipe", "w4a8", *FAST, "--prompts", prompts, *CLIP, "--target", "7 bits")
     told = re.search(
         r"\n(\d+\.\d\d) bits a weight; estimated weighted error ", run("quantize", model_file, *options, "--out", out)
     )
