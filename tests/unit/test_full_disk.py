@@ -227,7 +227,7 @@ def test_states_on_a_full_disk_end_with_a_sentence_and_are_removed(
         allocate = full_allocation(after=7)
         patch.setattr(os, "posix_fallocate", allocate, raising=False)
         said = refusal(capsys, arguments("quantize", model_file, prompts, out))
-        assert "7.offload could not take" in said and FULL in said
+        assert "7.offload has no room for" in said and FULL in said
         assert (work / "batch-0000.safetensors").is_file() and not (work / "offload").exists()
     (work / "offload").mkdir()
     (work / "offload" / "0.offload").write_bytes(b"of a killed run")
