@@ -10,6 +10,7 @@ The kernels are checked against the reference first: times of wrong results mean
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qarvd.cli.common import kernel_folder
+from qarvd.files import home_folder, kernel_folder
 from qarvd.ops import library
 from qarvd.ops.backends.cuda import CUDA
 from qarvd.ops.backends.kitchen import KITCHEN
@@ -175,7 +176,7 @@ def main() -> None:
         print("There is no NVIDIA card here: nothing was measured.")
         return
     card = torch.device("cuda", torch.cuda.current_device())
-    loaded = device.load(card, kernel_folder())
+    loaded = device.load(card, kernel_folder(sys.platform, os.environ, home_folder()))
     if isinstance(loaded, str):
         sys.exit(f"The kernels can't be used: {loaded}.")
     assert choose(weight_of(8, 64, 128, card)) is CUDA

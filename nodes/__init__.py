@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..qarvd.errors import QarvdError, SettingError
-from ..qarvd.ops.linear import BACKEND_VARIABLE, force_backend
+from ..qarvd.files import home_folder, kernel_folder
+from ..qarvd.ops.linear import BACKEND_VARIABLE, force_backend, keep_kernels
 from . import (
     calibration,
     compare,
@@ -60,6 +62,7 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Called once, when ComfyUI has loaded the pack: here the environment is read."""
+        keep_kernels(kernel_folder(sys.platform, os.environ, home_folder()))
         try:
             force_backend(os.environ.get(BACKEND_VARIABLE))
         except SettingError as error:

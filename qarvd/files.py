@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -84,3 +84,29 @@ def replacing(path: Path) -> Iterator[Path]:
         raise SettingError(f"{path} could not be written: {error.strerror}.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def kernel_folder(platform: str, environment: Mapping[str, str], home: Path | None) -> Path | None:
+    """Where a user's compiled CUDA kernels are kept; `platform` as in `sys.platform`.
+
+    None for a user who has no home folder, unless the environment names a folder for caches.
+    """
+    if platform == "win32":
+        named, usual = environment.get("LOCALAPPDATA"), Path("AppData", "Local")
+    elif platform == "darwin":
+        named, usual = None, Path("Library", "Caches")
+    else:
+        named, usual = environment.get("XDG_CACHE_HOME"), Path(".cache")
+        if named and not Path(named).is_absolute():  # the XDG specification ignores those
+            named = None
+    if named:
+        return Path(named, "qarvd", "kernels")
+    return None if home is None else home / usual / "qarvd" / "kernels"
+
+
+def home_folder() -> Path | None:
+    """The user's home folder, if there is one."""
+    try:
+        return Path.home()
+    except RuntimeError:  # HOME is not set, and the system does not know the user, as in some containers
+        return None

@@ -16,8 +16,9 @@ from typing import NoReturn
 import torch
 
 from ..errors import QarvdError
+from ..files import home_folder, kernel_folder
 from ..log import on_stderr
-from ..ops.linear import BACKEND_VARIABLE, force_backend
+from ..ops.linear import BACKEND_VARIABLE, force_backend, keep_kernels
 from .common import work_folder
 
 VERBS = ("demo", "encode", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         force_backend(os.environ.get(BACKEND_VARIABLE))
+        keep_kernels(kernel_folder(sys.platform, os.environ, home_folder()))
         with on_stderr(logging.DEBUG if args.debug else logging.WARNING):
             code = modules[args.verb].run(args) or 0
         sys.stdout.flush()

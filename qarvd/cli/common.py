@@ -69,7 +69,7 @@ def model_path(name: str) -> Path:
 
 def place(model: Model, device: str) -> None:
     """Move to `device` in the dtype it computes in, and load its kernels."""
-    placement.place(model, pick_device(device), kernel_folder())
+    placement.place(model, pick_device(device))
 
 
 def ready(model: Model, device: str) -> None:

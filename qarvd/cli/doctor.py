@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import platform
+import sys
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import torch
 
 from .. import __version__
 from ..errors import DeviceError, QarvdError, first_line
+from ..files import home_folder, kernel_folder
 from ..ops.backends.registry import Standing, who_runs
 from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
 from ..ops.cuda.driver import Driver
 from ..ops.self_test import Check, checks, compute_dtype
 from ..report.tables import size_text, text_table
-from .common import kernel_folder, say
+from .common import say
 
 HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one is wrong"
 
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    cache = args.cache or kernel_folder()
+    cache = args.cache or kernel_folder(sys.platform, os.environ, home_folder())
     for name, value in about(cache).items():
         print(f"{name:<9} {value}")
     cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from ..checkpoint.model import Model
@@ -24,13 +22,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(known[name])
 
 
-def place(model: Model, device: torch.device, kernels: Path | None) -> None:
-    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), and load its kernels.
-
-    Those that have to be compiled are kept in the folder `kernels`, if there is one.
-    """
+def place(model: Model, device: torch.device) -> None:
+    """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), and load its kernels."""
     if device.type == "cuda":
-        loaded = load_kernels(device, kernels)
+        loaded = load_kernels(device)
         if isinstance(loaded, str):
             LOGGER.warning("The CUDA kernels can't be used: %s. Plain torch is used instead.", loaded)
     model.tree.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16)

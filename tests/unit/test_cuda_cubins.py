@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarvd.errors import DeviceError, SettingError
+from qarvd.files import kernel_folder
 from qarvd.ops.cuda import cache, cubins
 from qarvd.ops.cuda.cubins import SERVES, Cubin, unpack
 from qarvd.ops.cuda.source import FOLDER, Source, read
@@ -115,16 +116,16 @@ def test_a_cache_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> Non
 
 def test_the_cache_lies_where_each_system_keeps_caches() -> None:
     home = Path("/home/me")
-    assert cache.user_folder("linux", {}, home) == home / ".cache/qarvd/kernels"
-    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "/tmp/c"}, home) == Path("/tmp/c/qarvd/kernels")
-    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "c"}, home) == home / ".cache/qarvd/kernels"
-    assert cache.user_folder("win32", {"LOCALAPPDATA": "/local"}, home) == Path("/local/qarvd/kernels")
-    assert cache.user_folder("win32", {}, home) == home / "AppData/Local/qarvd/kernels"
-    assert cache.user_folder("darwin", {}, home) == home / "Library/Caches/qarvd/kernels"
+    assert kernel_folder("linux", {}, home) == home / ".cache/qarvd/kernels"
+    assert kernel_folder("linux", {"XDG_CACHE_HOME": "/tmp/c"}, home) == Path("/tmp/c/qarvd/kernels")
+    assert kernel_folder("linux", {"XDG_CACHE_HOME": "c"}, home) == home / ".cache/qarvd/kernels"
+    assert kernel_folder("win32", {"LOCALAPPDATA": "/local"}, home) == Path("/local/qarvd/kernels")
+    assert kernel_folder("win32", {}, home) == home / "AppData/Local/qarvd/kernels"
+    assert kernel_folder("darwin", {}, home) == home / "Library/Caches/qarvd/kernels"
     for platform in ("linux", "win32", "darwin"):
-        assert cache.user_folder(platform, {}, None) is None
-    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "/tmp/c"}, None) == Path("/tmp/c/qarvd/kernels")
-    assert cache.user_folder("linux", {"XDG_CACHE_HOME": "c"}, None) is None
+        assert kernel_folder(platform, {}, None) is None
+    assert kernel_folder("linux", {"XDG_CACHE_HOME": "/tmp/c"}, None) == Path("/tmp/c/qarvd/kernels")
+    assert kernel_folder("linux", {"XDG_CACHE_HOME": "c"}, None) is None
 
 
 FILES = {"kernels.cu": "a", "one.cuh": "b"}

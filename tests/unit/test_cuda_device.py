@@ -30,6 +30,12 @@ NO_IMAGE = "no kernel image is available for execution on the device (CUDA_ERROR
 FULL = "The CUDA driver could not load the kernels on device 0: out of memory (CUDA_ERROR_OUT_OF_MEMORY, 2)"
 
 
+@pytest.fixture(autouse=True)
+def kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an earlier run of the command line said."""
+    monkeypatch.setattr(device, "_folder", [])
+
+
 class FakeNvrtc(Nvrtc):
     """Knows Ampere, and counts how often it compiles; with `trouble` it can't."""
 

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import SettingError
 from ...files import replacing
 from .cubins import Cubin, unpack
-
-
-def user_folder(platform: str, environment: Mapping[str, str], home: Path | None) -> Path | None:
-    """Where a user's caches of this package lie; `platform` as in `sys.platform`.
-
-    None for a user who has no home folder, unless the environment names a folder for caches.
-    """
-    if platform == "win32":
-        named, usual = environment.get("LOCALAPPDATA"), Path("AppData", "Local")
-    elif platform == "darwin":
-        named, usual = None, Path("Library", "Caches")
-    else:
-        named, usual = environment.get("XDG_CACHE_HOME"), Path(".cache")
-        if named and not Path(named).is_absolute():  # the XDG specification ignores those
-            named = None
-    if named:
-        return Path(named, "qarvd", "kernels")
-    return None if home is None else home / usual / "qarvd" / "kernels"
 
 
 def get(folder: Path, source: str, architecture: str, compiler: str) -> Cubin | None:

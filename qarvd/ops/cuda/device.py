@@ -59,7 +59,7 @@ _folder: list[Path] = []
 def keep_in(folder: Path | None) -> None:
     """Where kernels that are compiled from now on are kept (None: nowhere), unless `load` names a folder.
 
-    Such as `cache.user_folder`: a program says so once, where it starts, since any op may be the first to load them.
+    Such as `files.kernel_folder`: a program says so once, where it starts, since any op may be the first to load them.
     """
     _folder[:] = [] if folder is None else [folder]
 
