@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..qarvd.errors import QarvdError, SettingError
-from ..qarvd.files import home_folder, kernel_folder
-from ..qarvd.ops.linear import BACKEND_VARIABLE, force_backend, keep_kernels
+from ..qarvd.ops.linear import configure
 from . import (
     calibration,
     compare,
@@ -62,9 +60,8 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Called once, when ComfyUI has loaded the pack: here the environment is read."""
-        keep_kernels(kernel_folder(sys.platform, os.environ, home_folder()))
         try:
-            force_backend(os.environ.get(BACKEND_VARIABLE))
+            configure(os.environ)
         except SettingError as error:
             warn_once(str(error))
         return NODES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,7 @@ from .jobs.calibrate import SEED, calibrate
 from .jobs.placement import pick_device, place, prepare
 from .jobs.time_budget import CHOOSING, FITTING
 from .log import LOGGER
-from .ops.cuda.cache import user_folder
-from .ops.linear import BACKEND_VARIABLE, force_backend
+from .ops.linear import configure
 from .recipe import RECIPES, Recipe
 from .stream.rollout import roll_out
 from .stream.sampler import Chunk
@@ -44,11 +42,10 @@ def load(source: str | Path = "demo", preset: str | None = None, device: str = "
     `preset` names the family of a file that does not say so itself. Raises CheckpointError for a file that holds no
     model that can be streamed, and SettingError for a device that is not here.
     """
-    if BACKEND_VARIABLE in os.environ:
-        force_backend(os.environ[BACKEND_VARIABLE])
+    configure(os.environ)
     target = pick_device(device)
     model = files.load(bundle.MODEL if source == "demo" else Path(source), preset)
-    place(model, target, kernel_folder())
+    place(model, target)
     return model
 
 
@@ -169,12 +166,3 @@ def latent_size(model: Model, size: tuple[int, int] | None, initial: Tensor | No
     elif initial is not None:
         height, width = (scale.side * length for length in initial.shape[3:])
     return scale.latent_size(model.config, width, height)
-
-
-def kernel_folder() -> Path | None:
-    """Where this user's compiled CUDA kernels are kept; None, nowhere, for a user without a home folder."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # HOME is not set, and the system does not know the user, as in some containers
-        home = None
-    return user_folder(sys.platform, os.environ, home)

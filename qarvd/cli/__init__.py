@@ -16,9 +16,8 @@ from typing import NoReturn
 import torch
 
 from ..errors import QarvdError
-from ..files import home_folder, kernel_folder
 from ..log import on_stderr
-from ..ops.linear import BACKEND_VARIABLE, force_backend, keep_kernels
+from ..ops.linear import configure
 from .common import work_folder
 
 VERBS = ("demo", "encode", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
@@ -53,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(verbs.add_parser(verb, help=module.HELP, description=module.HELP, parents=[debug]))
     args = parser.parse_args(argv)
     try:
-        force_backend(os.environ.get(BACKEND_VARIABLE))
-        keep_kernels(kernel_folder(sys.platform, os.environ, home_folder()))
+        configure(os.environ)
         with on_stderr(logging.DEBUG if args.debug else logging.WARNING):
             code = modules[args.verb].run(args) or 0
         sys.stdout.flush()

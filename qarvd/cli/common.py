@@ -12,7 +12,6 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import api
-from ..api import kernel_folder
 from ..checkpoint.model import Model, load, read_metadata
 from ..demo.bundle import MODEL
 from ..errors import SettingError

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ShapeError
+from ..files import home_folder, kernel_folder
 from ..log import LOGGER, warn_once
 from .backends import registry
 from .backends.base import Backend, quantize
@@ -75,8 +77,14 @@ def _tell(weight: QuantizedWeight, backend: Backend) -> None:
         warn_once(caveat)
 
 
-force_backend, BACKEND_VARIABLE = registry.force, registry.VARIABLE
-keep_kernels = device.keep_in
+def configure(environment: Mapping[str, str]) -> None:
+    """Take from a process's environment what this folder goes by: a forced backend, and where a user's caches are.
+
+    For whatever is called first: the command line, the nodes, the Python API. Raises SettingError for a backend that
+    there is not.
+    """
+    device.keep_in(kernel_folder(sys.platform, environment, home_folder()))
+    registry.force(environment.get(registry.VARIABLE))
 
 
 _REMEMBERED: WeakIdKeyDictionary = WeakIdKeyDictionary()
