@@ -7,6 +7,7 @@ import os
 from comfy_api.latest import ComfyExtension, io
 
 from ..qarvd.errors import QarvdError, SettingError
+from ..qarvd.log import warn_once
 from ..qarvd.ops.linear import configure
 from . import (
     calibration,
@@ -23,7 +24,7 @@ from . import (
     schedules,
     streaming,
 )
-from .log import warn_once
+from .log import name_messages
 
 NODES: list[type[io.ComfyNode]] = [
     models.LoadModel,
@@ -44,6 +45,8 @@ NODES: list[type[io.ComfyNode]] = [
     compare.CompareVideos,
 ]
 
+
+name_messages()
 
 for kind in (QarvdError, *QarvdError.__subclasses__()):
     kind.__module__ = "qarvd"  # ComfyUI shows it before the message; the true one begins with the path of the pack

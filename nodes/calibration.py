@@ -19,7 +19,7 @@ from ..qarvd.calibrate.horizon import HORIZONS
 from ..qarvd.checkpoint.calibration import FORMAT, load_calibration, save_calibration
 from ..qarvd.checkpoint.model import Model, checksum
 from ..qarvd.errors import PromptError, SettingError
-from ..qarvd.jobs.calibrate import SEED, calibrate, identity
+from ..qarvd.jobs.calibrate import CalibrationPlan, calibrate, identity
 from ..qarvd.jobs.time_budget import FITTING, MINUTES
 from ..qarvd.jobs.work import Work
 from ..qarvd.recipe import RECIPES
@@ -27,7 +27,6 @@ from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.chunks import Sensitivity
 from ..qarvd.wan.forward import pad_text
 from . import host
-from .log import warn_once
 from .models import CATEGORY, FAMILIES, FAMILY_TIP
 from .progress import Progress
 from .sockets import PromptList, Prompts, Recipe, Statistics, StoredCalibration
@@ -157,7 +156,9 @@ class Calibrate(io.ComfyNode):
             path = kept_at("statistics", about)
             calibration = recalled(path, load_calibration)
             if calibration is None:
-                calibration = measure(found, embeddings, size, frames, recipe, reach, budget_minutes, path, about)
+                minutes = budget_minutes or None
+                plan = CalibrationPlan(size, frames, recipe, horizon=reach, minutes=minutes, rest=FITTING)
+                calibration = measure(found, embeddings, plan, path, about)
         return io.NodeOutput(StoredCalibration(calibration, path), str(path))
 
 
@@ -181,31 +182,14 @@ def checked(model: Model, prompts: PromptList) -> torch.Tensor:
 def measure(
     model: Model,
     embeddings: torch.Tensor,
-    size: tuple[int, int],
-    frames: int,
-    recipe: Choices,
-    reach: str,
-    minutes: float,
+    plan: CalibrationPlan,
     path: Path,
     about: dict[str, object],
 ) -> Calibration:
     """Calibrate, go on with what an interrupted run of the same had finished, and write `path`."""
     work, bar = Work(path.with_name(f"{path.name}.work"), about, resume=True), Progress(1)
     with fitting_on(model):
-        calibration = calibrate(
-            model,
-            embeddings,
-            size,
-            frames,
-            recipe,
-            SEED,
-            horizon=reach,
-            work=work,
-            minutes=minutes or None,
-            rest=FITTING,
-            on_chunk=bar.at,
-            on_caveat=warn_once,
-        )
+        calibration = calibrate(model, embeddings, plan, work, bar.at)
     work.finish(lambda temporary: save_calibration(calibration, temporary), path)
     return calibration
 

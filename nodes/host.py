@@ -19,12 +19,12 @@ from torch import Tensor
 from ..qarvd.checkpoint.model import Model, assemble, read_metadata, state_tensors
 from ..qarvd.checkpoint.quantized import FORMATS, MARKER, declared
 from ..qarvd.errors import CheckpointError, SettingError
+from ..qarvd.log import warn_once
 from ..qarvd.recipe import Recipe
 from ..qarvd.stream.presets import PRESETS, find_preset
 from ..qarvd.wan.config import WanConfig
 from . import layout
 from .linears import operations
-from .log import warn_once
 
 ATTACHMENT = "qarvd"
 AUTOMATIC = "automatic"

@@ -1,14 +1,22 @@
-"""Telling the user something once, in ComfyUI's log."""
+"""The library's log as ComfyUI shows it: there, a message is all that is seen, so each begins with the pack's name."""
 
 from __future__ import annotations
 
 import logging
 
-_SAID: set[str] = set()
+NAME = "qarvd"
 
 
-def warn_once(text: str) -> None:
-    """Log `text`, the first time only."""
-    if text not in _SAID:
-        _SAID.add(text)
-        logging.warning("qarvd: %s", text)
+class Named(logging.Filter):
+    """Puts the pack's name before each message, once if several copies of this pack are loaded."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, NAME):
+            record.msg = f"{NAME}: {record.msg}"
+            setattr(record, NAME, True)
+        return True
+
+
+def name_messages() -> None:
+    """Have the library's messages begin with the pack's name. They go on to the root logger, which is ComfyUI's log."""
+    logging.getLogger(NAME).addFilter(Named())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..qarvd.checkpoint.naming import normalise
 from ..qarvd.errors import CheckpointError
+from ..qarvd.log import LOGGER
 
 TRAINED = ("generator_lora", "generator_ema_lora")
 """Keys under which LongLive's training keeps a LoRA."""
@@ -64,8 +64,8 @@ def read_lora(path: Path, patcher: Any) -> Lora:
             f"{next(iter(tensors))}, belongs to a layer of this one. Choose a LoRA for Wan 2.1 of the same size."
         )
     if left:
-        logging.warning(
-            "qarvd: %d of %d tensors of %s, such as %s, fit no layer of this model.",
+        LOGGER.warning(
+            "%d of %d tensors of %s, such as %s, fit no layer of this model.",
             *(len(left), len(named), path.name, left[0]),
         )
     beside, patches = {}, {}

@@ -20,10 +20,9 @@ from .demo.prompts import parse
 from .errors import PromptError, SettingError
 from .jobs import quantize as quantizing
 from .jobs.budget import check_target
-from .jobs.calibrate import SEED, calibrate
+from .jobs.calibrate import SEED, CalibrationPlan, calibrate
 from .jobs.placement import pick_device, place, prepare
 from .jobs.time_budget import CHOOSING, FITTING
-from .log import LOGGER
 from .ops.linear import configure
 from .recipe import RECIPES, Recipe
 from .stream.rollout import roll_out
@@ -82,9 +81,7 @@ def quantize(
         raise PromptError(f"{len(texts)} prompts were given; calibration needs at least {LEAST_PROMPTS}.")
     check_target(own, chosen)
     quantizing.check_stream(chosen, chunks)
-    found = calibrate(
-        own,
-        texts,
+    plan = CalibrationPlan(
         latent_size(model, size),
         chunks * model.preset.chunk_frames,
         chosen,
@@ -92,9 +89,8 @@ def quantize(
         horizon="short",
         minutes=minutes,
         rest=FITTING if chosen.target is None else FITTING + CHOOSING,
-        on_caveat=LOGGER.warning,
     )
-    return quantizing.quantize(own, chosen, found)[0]
+    return quantizing.quantize(own, chosen, calibrate(own, texts, plan))[0]
 
 
 def stream(

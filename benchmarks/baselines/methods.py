@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qarvd.calibrate.calibration import Calibration
 from qarvd.checkpoint.model import Model
-from qarvd.jobs.calibrate import calibrate, setting_of
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize import model as groups
@@ -61,7 +61,8 @@ class Method:
 
 def measured(case: Case) -> Calibration:
     """The calibration that this repository's methods use: recorded roll-outs, and the effect of every chunk."""
-    return calibrate(case.model, case.text, case.size, case.frames, Recipe(weight_bits=case.bits), case.seed)
+    plan = CalibrationPlan(case.size, case.frames, Recipe(weight_bits=case.bits), case.seed)
+    return calibrate(case.model, case.text, plan)
 
 
 def ours(

@@ -21,8 +21,8 @@ from ..checkpoint.model import Model, checksum
 from ..demo import bundle, prompts
 from ..errors import PromptError, SettingError
 from ..files import has_suffix, no_file
-from ..jobs.calibrate import SEED, calibrate, identity
-from ..jobs.time_budget import FITTING, MINUTES, NO_REST, RemainingWork
+from ..jobs.calibrate import SEED, CalibrationPlan, calibrate, identity
+from ..jobs.time_budget import FITTING, MINUTES, RemainingWork
 from ..jobs.work import Work
 from ..quantize.rounding.task import ENOUGH
 from ..recipe import RECIPES, Recipe
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     clips = read_clips(args, model)
     work = open_work(args, model, recipe, clips.about)
     place(model, args.device)
-    calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, FITTING)
+    calibration = run_calibration(model, clips, wanted_plan(args, clips, recipe, FITTING), work)
     work.finish(lambda path: save_calibration(calibration, path), args.out)
     advise(calibration)
     if len(calibration.errors):
@@ -210,42 +210,25 @@ def open_work(args: argparse.Namespace, model: Model, recipe: Recipe, about: Map
     return work
 
 
-def run_calibration(
-    model: Model,
-    recipe: Recipe,
-    clips: Clips,
-    seed: int = SEED,
-    reach: str = "full",
-    work: Work | None = None,
-    minutes: float = 0,
-    rest: RemainingWork = NO_REST,
-) -> Calibration:
-    """Calibrate with a progress bar; in `minutes`, `rest` included, where that is not 0."""
+def wanted_plan(args: argparse.Namespace, clips: Clips, recipe: Recipe, rest: RemainingWork) -> CalibrationPlan:
+    """What the user wants measured on the clips, before `rest`."""
+    minutes = args.budget_minutes or None
+    return CalibrationPlan(clips.size, clips.frames, recipe, args.seed, horizon=args.reach, minutes=minutes, rest=rest)
+
+
+def run_calibration(model: Model, clips: Clips, plan: CalibrationPlan, work: Work | None = None) -> Calibration:
+    """Calibrate with a progress bar, and say so if time was short."""
     with tqdm(unit="chunk", desc="calibrating", leave=False) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        texts, size, frames = clips.embeddings, clips.size, clips.frames
-        found = calibrate(
-            model,
-            texts,
-            size,
-            frames,
-            recipe,
-            seed,
-            horizon=reach,
-            work=work,
-            minutes=minutes or None,
-            rest=rest,
-            on_chunk=show,
-            on_caveat=say,
-        )
-    if found.prompts < len(texts):
+        found = calibrate(model, clips.embeddings, plan, work, show)
+    if found.prompts < len(clips.embeddings):
         say(
-            f"{found.prompts} of {counted(len(texts), 'prompt')} fit into {minutes:g} minutes; a larger "
-            "--budget-minutes takes more, and 0 takes all."
+            f"{found.prompts} of {counted(len(clips.embeddings), 'prompt')} fit into {plan.minutes:g} minutes; a "
+            "larger --budget-minutes takes more, and 0 takes all."
         )
     return found
 

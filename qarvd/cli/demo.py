@@ -19,6 +19,7 @@ from ..demo import bundle, experiment, pixels
 from ..demo.performance import measure
 from ..errors import SettingError
 from ..files import replacing
+from ..jobs.calibrate import CalibrationPlan
 from ..quantize.model import LayerReport
 from ..recipe import RECIPES
 from ..report.charts import bar_chart, line_chart, stacked_counts
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         path = args.out / f"demo-{name}.safetensors"
         model = load_model("demo")
         place(model, "cpu")
-        calibration = calibration or run_calibration(model, recipe, clips)
+        calibration = calibration or run_calibration(model, clips, CalibrationPlan(clips.size, clips.frames, recipe))
         quantized, layers[name] = with_bar(model, recipe, calibration)
         save(quantized, path)
         variants[name] = (load(path), path)  # what is measured is what was written

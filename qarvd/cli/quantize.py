@@ -23,7 +23,7 @@ from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
 from ..recipe import OUTLIERS, RECIPES, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
-from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration
+from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration, wanted_plan
 from .common import add_model, check_out, load_model, model_path, place, say
 
 HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
@@ -136,7 +136,7 @@ def calibrated(args: argparse.Namespace, model: Model, recipe: Recipe) -> tuple[
         check_stream(recipe, -(-clips.frames // model.preset.chunk_frames))
         work = open_work(args, model, recipe, clips.about)
         rest = FITTING if recipe.target is None else FITTING + CHOOSING
-        calibration = run_calibration(model, recipe, clips, args.seed, args.reach, work, args.budget_minutes, rest)
+        calibration = run_calibration(model, clips, wanted_plan(args, clips, recipe, rest), work)
     advise(calibration)
     model, reports = with_bar(model, recipe, calibration, work)
     work.finish(lambda path: save(model, path), args.out)

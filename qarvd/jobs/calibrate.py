@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from ..calibrate import call_sensitivity
 from ..calibrate.calibration import Batch, Calibration, batch_prompts, collect
 from ..calibrate.collect import refusing_overflow
-from ..calibrate.frame_weights import LEAST_PROMPTS
 from ..calibrate.horizon import HORIZONS
 from ..calibrate.rollout import Setting
 from ..checkpoint.model import Model
 from ..errors import CheckpointError, SettingError
+from ..log import warn_once
 from ..ops.backends.weight_only import WEIGHT_ONLY
 from ..ops.linear import QuantizedLinear
 from ..quantize.model import quantize_tree
 from ..recipe import Recipe
-from .time_budget import NO_REST, Clock, RemainingWork
+from .time_budget import NO_REST, Clock, PromptBudget, RemainingWork
 from .work import Work
 
 MEASURED, MEASURED_IN_TIME = 32, 8
@@ -44,75 +44,62 @@ def setting_of(model: Model, size: tuple[int, int], frames: int) -> Setting:
     return Setting(model.config, model.preset, size, frames)
 
 
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """What is generated when a model is calibrated, and what is measured on it."""
+
+    size: tuple[int, int]
+    """Height and width of the latents."""
+    frames: int
+    """Latent frames of a clip."""
+    recipe: Recipe
+    """At whose bits effects are measured, rounded to nearest, and only those that it wants."""
+    seed: int = SEED
+    """Of the first clip's noise."""
+    most_measured: int | None = None
+    """Prompts on which chunks are measured at most; None: MEASURED, or MEASURED_IN_TIME if `minutes` are given."""
+    horizon: str = "full"
+    """How far each chunk's effect is followed, by its name in HORIZONS."""
+    minutes: float | None = None
+    """What the whole job may take, `rest` included; None: as long as all prompts take."""
+    rest: RemainingWork = NO_REST
+    """What the job does after calibration."""
+
+    @property
+    def prompts_to_measure(self) -> int:
+        """Prompts on which chunks are measured at most."""
+        return self.most_measured or (MEASURED if self.minutes is None else MEASURED_IN_TIME)
+
+
 def calibrate(
     model: Model,
     embeddings: Tensor,
-    size: tuple[int, int],
-    frames: int,
-    recipe: Recipe,
-    seed: int = SEED,
-    most_measured: int | None = None,
-    horizon: str = "full",
+    plan: CalibrationPlan,
     work: Work | None = None,
-    minutes: float | None = None,
-    rest: RemainingWork = NO_REST,
     on_chunk: Callable[[int, int], object] = lambda done, total: None,
-    on_caveat: Callable[[str], object] = lambda text: None,
 ) -> Calibration:
     """Calibrate `model`, on the device and in the dtype it is in, with one clip for each of `embeddings`.
 
-    Chunks are measured (at the recipe's bits, rounded to nearest) on at most `most_measured` prompts (MEASURED; or
-    MEASURED_IN_TIME, where time is short), and only where the recipe wants frame weights; `horizon` names how far each
-    effect is followed. Of the prompts as many are taken as fit `minutes` with all that follows, `rest` included, at the
-    pace of those before, but at least LEAST_PROMPTS. `on_caveat` hears where effects are measured of weights alone.
+    As many prompts are taken as fit the plan's minutes at the speed of those before, but at least LEAST_PROMPTS. Warns
+    if effects are measured of weights alone. `on_chunk(done, total)` counts chunks. Raises SettingError for an unknown
+    horizon, and CheckpointError for a model that is quantized, or whose latents become NaN or infinite.
     """
-    setting = setting_of(model, size, frames)
-    chunks = len(setting.spans)
-    if horizon not in HORIZONS:
-        raise SettingError(f"There is no reach {horizon!r}; choose from {', '.join(HORIZONS)}.")
-    errors, far = torch.zeros(0, chunks, chunks, dtype=torch.float64), HORIZONS[horizon](chunks)
-    no_calls = call_sensitivity.nothing_measured(setting)
-    rounded = recipe.without_data()
-    nothing = Calibration(identity(model), model.preset_name, size, frames, (), errors, far, no_calls, rounded)
-    quantized: Any = None
-    chunks_matter, calls_matter = recipe.frame_weights and chunks > 1, recipe.call_weights
-    if chunks_matter or calls_matter:
-        quantized = copy.deepcopy(model.tree)
-        quantize_tree(quantized, model.config.num_layers, rounded)
-        if any(isinstance(m, QuantizedLinear) and m.backend is WEIGHT_ONLY for m in quantized.modules()):
-            on_caveat("Activations cannot be quantized here: effects are measured of quantized weights alone.")
+    setting = setting_of(model, plan.size, plan.frames)
+    empty = nothing_calibrated(model, setting, plan)
+    chunks_matter = plan.recipe.frame_weights and len(setting.spans) > 1
+    quantized = quantized_copy(model, plan.recipe) if chunks_matter or plan.recipe.call_weights else None
     texts = embeddings.to("cpu", model.tree.patch_embedding.weight.dtype)  # a batch at a time goes to the device
-    at_once = batch_prompts(setting)
-
-    def followed(prompts: int) -> tuple[Tensor, ...]:
-        """Batches of the first `prompts` on which calls are measured."""
-        most = min(call_sensitivity.PROMPTS, call_sensitivity.BATCHES * at_once, prompts)
-        return texts[:most].split(at_once) if calls_matter and most else ()
-
-    later = call_sensitivity.generated(setting) * len(followed(len(texts)))
+    later = chunks_of_calls(setting, call_batches(setting, texts, plan.recipe))
     clock = Clock(work)
-    stop = None if work is None else work.note("prompts")
+    budget = PromptBudget(clock, plan.minutes, plan.rest, len(setting.spans), batch_prompts(setting), later)
 
-    def enough(prompts: int, upcoming: int) -> bool:
-        nonlocal stop
-        finished = work is not None and work.has_batch(prompts)
-        late = (
-            minutes is not None
-            and clock.projected_minutes(upcoming + later, prompts // at_once + 1, chunks, rest) > minutes
-        )
-        if stop is None and late and not finished:
-            stop = max(prompts, LEAST_PROMPTS)
-            if work is not None:
-                work.note("prompts", stop)
-        return stop is not None and prompts >= stop
-
-    def progress(now: int, most: int) -> None:
-        clock.generated = now
-        on_chunk(now, most + later)
+    def progress(done: int, total: int) -> None:
+        clock.generated = done
+        on_chunk(done, total + later)
 
     def keep(first: int, batch: Batch) -> None:
         if work is not None:
-            work.keep_batch(first, batch, nothing)
+            work.keep_batch(first, batch, empty)
             clock.store()
 
     rollouts, errors = collect(
@@ -120,27 +107,65 @@ def calibrate(
         model.tree,
         quantized if chunks_matter else None,
         texts,
-        seed,
-        most_measured or (MEASURED if minutes is None else MEASURED_IN_TIME),
-        far,
+        plan.seed,
+        plan.prompts_to_measure,
+        empty.horizon,
         recall=(lambda first: None) if work is None else work.recall_batch,
         keep=keep,
-        enough=enough,
+        enough=budget.enough,
         on_chunk=progress,
     )
-    found = replace(nothing, rollouts=tuple(rollouts), errors=errors)
-    few = followed(found.prompts)
-    if not few:
+    found = replace(empty, rollouts=tuple(rollouts), errors=errors)
+    batches = call_batches(setting, texts[: found.prompts], plan.recipe)
+    if not batches:
         return found
-    later = call_sensitivity.generated(setting) * len(few)
-    measured, numbers = None if work is None else work.note("calls"), count(clock.generated + 1)
+    measured = None if work is None else work.note("calls")
     if measured is None:
-        end = clock.generated + later
-        errors = measure_calls(setting, model.tree, quantized, few, seed, lambda: on_chunk(next(numbers), end))
-        measured = errors.tolist()
+        numbers, end = count(clock.generated + 1), clock.generated + chunks_of_calls(setting, batches)
+        count_chunk = lambda: on_chunk(next(numbers), end)  # noqa: E731
+        measured = measure_calls(setting, model.tree, quantized, batches, plan.seed, count_chunk).tolist()
         if work is not None:
             work.note("calls", measured)
     return replace(found, call_errors=torch.tensor(measured, dtype=torch.float64))
+
+
+def nothing_calibrated(model: Model, setting: Setting, plan: CalibrationPlan) -> Calibration:
+    """The calibration of no prompts. Raises SettingError for an unknown horizon, CheckpointError if quantized."""
+    if plan.horizon not in HORIZONS:
+        raise SettingError(f"There is no reach {plan.horizon!r}; choose from {', '.join(HORIZONS)}.")
+    chunks = len(setting.spans)
+    return Calibration(
+        model=identity(model),
+        preset_name=model.preset_name,
+        size=plan.size,
+        frames=plan.frames,
+        rollouts=(),
+        errors=torch.zeros(0, chunks, chunks, dtype=torch.float64),
+        horizon=HORIZONS[plan.horizon](chunks),
+        call_errors=call_sensitivity.nothing_measured(setting),
+        measured_as=plan.recipe.without_data(),
+    )
+
+
+def quantized_copy(model: Model, recipe: Recipe) -> Any:
+    """A copy of the model's tree, rounded to nearest. Warns if only its weights can be quantized here."""
+    tree = copy.deepcopy(model.tree)
+    quantize_tree(tree, model.config.num_layers, recipe.without_data())
+    if any(isinstance(m, QuantizedLinear) and m.backend is WEIGHT_ONLY for m in tree.modules()):
+        warn_once("Activations cannot be quantized here: effects are measured of quantized weights alone.")
+    return tree
+
+
+def call_batches(setting: Setting, texts: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
+    """Those of `texts` on which single model calls are measured, in batches; none if the recipe does not want it."""
+    at_once = batch_prompts(setting)
+    most = min(call_sensitivity.PROMPTS, call_sensitivity.BATCHES * at_once, len(texts))
+    return texts[:most].split(at_once) if recipe.call_weights and most else ()
+
+
+def chunks_of_calls(setting: Setting, batches: Sequence[Tensor]) -> int:
+    """How many chunks are generated to measure the calls of `batches`."""
+    return call_sensitivity.generated(setting) * len(batches)
 
 
 def measure_calls(

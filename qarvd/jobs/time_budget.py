@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ..calibrate.frame_weights import LEAST_PROMPTS
 from .work import Work
 
 MINUTES = 30.0
 """What a job may take where nobody says."""
 SPENT = "spent"
 """Name of the note that holds what was spent."""
+PROMPTS = "prompts"
+"""Name of the note that holds how many prompts are taken."""
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,40 @@ class Clock:
             return 0.0
         whole = self.chunks + upcoming + clip * (rest.per_batch * batches + rest.fixed)
         return self.seconds / self.chunks * whole / 60
+
+
+class PromptBudget:
+    """Decides after how many prompts rolling out ends; a run that goes on after an interruption keeps the decision."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        minutes: float | None,
+        rest: RemainingWork,
+        clip: int,
+        batch: int,
+        later: int,
+    ) -> None:
+        """The whole job, `rest` included, may take `minutes` (None: any time).
+
+        A clip has `clip` chunks, a batch `batch` prompts, and `later` chunks are generated after all roll-outs.
+        """
+        self.clock, self.work, self.minutes, self.rest = clock, clock.work, minutes, rest
+        self.clip, self.batch, self.later = clip, batch, later
+        self.stop = None if self.work is None else self.work.note(PROMPTS)
+
+    def enough(self, prompts: int, upcoming: int) -> bool:
+        """Whether to end before the next batch, which would join `prompts` and takes `upcoming` chunks."""
+        finished = self.work is not None and self.work.has_batch(prompts)
+        if self.stop is None and not finished and self.too_long(prompts, upcoming):
+            self.stop = max(prompts, LEAST_PROMPTS)
+            if self.work is not None:
+                self.work.note(PROMPTS, self.stop)
+        return self.stop is not None and prompts >= self.stop
+
+    def too_long(self, prompts: int, upcoming: int) -> bool:
+        """Whether the whole job would take too long with the next batch."""
+        if self.minutes is None:
+            return False
+        batches = prompts // self.batch + 1
+        return self.clock.projected_minutes(upcoming + self.later, batches, self.clip, self.rest) > self.minutes

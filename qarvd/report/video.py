@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Container
 from fractions import Fraction
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..errors import SettingError, ShapeError
 from ..files import part_beside, put_in_place
+from ..log import warn_once
 from .pixels import enlarge, to_bytes, to_rgb
 
 H264, MPEG4 = "libx264", "mpeg4"
@@ -64,7 +64,7 @@ def pick_codec(available: Container[str] = av.codecs_available) -> str:
     """H.264 where PyAV was built with it, else MPEG-4, and a warning says so."""
     if H264 in available:
         return H264
-    warnings.warn("This PyAV lacks libx264; videos are written as MPEG-4, which browsers do not play.", stacklevel=2)
+    warn_once("This PyAV lacks libx264; videos are written as MPEG-4, which browsers do not play.")
     return MPEG4
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
 from qarvd.calibrate.stats import LayerStats
-from qarvd.jobs.calibrate import calibrate
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
 from qarvd.recipe import Recipe
@@ -143,7 +143,8 @@ def tiny(bits: int) -> Case:
     """A case of the tiny model, calibrated once."""
     text = TEXT[..., : TINY.text_dim]
     model = tiny_model()
-    calibration = calibrate(model, text, SETTING.size, SETTING.frames, Recipe(weight_bits=bits), 0)
+    plan = CalibrationPlan(SETTING.size, SETTING.frames, Recipe(weight_bits=bits), 0)
+    calibration = calibrate(model, text, plan)
     return Case(model, text, SETTING.size, SETTING.frames, 0, bits, lambda prompts: calibration)
 
 

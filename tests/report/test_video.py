@@ -14,6 +14,7 @@ import pytest
 import torch
 from av.video.reformatter import Colorspace
 
+from qarvd import log
 from qarvd.errors import SettingError, ShapeError
 from qarvd.report.video import H264, MPEG4, VideoWriter, pick_codec
 
@@ -174,10 +175,15 @@ def test_a_senseless_rate_or_scale_is_refused(fps: float, scale: int) -> None:
         VideoWriter("a.mp4", fps, scale)
 
 
-def test_without_libx264_videos_are_mpeg4_and_a_warning_says_so(tmp_path: Path) -> None:
+def test_without_libx264_videos_are_mpeg4_and_a_warning_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log, "_said", set())
     assert pick_codec({H264, MPEG4}) == H264
-    with pytest.warns(UserWarning, match="lacks libx264"):
-        assert pick_codec({MPEG4}) == MPEG4
+    assert not caplog.records
+    assert pick_codec({MPEG4}) == pick_codec({MPEG4}) == MPEG4
+    (record,) = caplog.records
+    assert record.name == "qarvd" and "lacks libx264" in record.getMessage()
     writer = VideoWriter(tmp_path / "a.mp4", fps=8)
     writer.codec = MPEG4
     with writer:

@@ -17,7 +17,7 @@ from qarvd.calibrate.calibration import Calibration
 from qarvd.checkpoint.calibration import load_calibration, save_calibration
 from qarvd.checkpoint.read import STATISTICS
 from qarvd.errors import CheckpointError, QarvdError, SettingError
-from qarvd.jobs.calibrate import calibrate, identity
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate, identity
 from qarvd.jobs.quantize import quantize
 from qarvd.recipe import RECIPES
 
@@ -33,13 +33,13 @@ def texts(seed: int, prompts: int = 4) -> Tensor:
 
 @pytest.fixture(scope="module")
 def made() -> Calibration:
-    return calibrate(tiny_model(), texts(1), SIZE, FRAMES, RECIPE)
+    return calibrate(tiny_model(), texts(1), CalibrationPlan(SIZE, FRAMES, RECIPE))
 
 
 @pytest.fixture(scope="module")
 def other() -> Calibration:
     """Of the same model and other prompts."""
-    return calibrate(tiny_model(), texts(2), SIZE, FRAMES, RECIPE, seed=50)
+    return calibrate(tiny_model(), texts(2), CalibrationPlan(SIZE, FRAMES, RECIPE, seed=50))
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_statistics_serve_a_model_that_computes_in_another_dtype(made: Calibrati
 
     model = tiny_model()
     model.tree.bfloat16()
-    coarse = calibrate(model, texts(1), SIZE, FRAMES, RECIPE)
+    coarse = calibrate(model, texts(1), CalibrationPlan(SIZE, FRAMES, RECIPE))
     assert coarse.rollouts[0].calls[0].latents.dtype == torch.bfloat16
     quantize(tiny_model(), RECIPE, coarse)
 
@@ -154,7 +154,7 @@ def test_latents_or_texts_of_another_width_are_refused(made: Calibration) -> Non
     rollout = made.rollouts[0]
     narrow = replace(rollout, calls=tuple(replace(c, latents=c.latents[:, :8]) for c in rollout.calls))
     wordy = replace(rollout, embeddings=torch.zeros(4, 9, CONFIG.text_dim))
-    for wrong, why in ((narrow, "16 channels"), (wordy, "at most 4 tokens")):
+    for wrong, why in ((narrow, "channels than 16"), (wordy, "at most 4 tokens")):
         with pytest.raises(QarvdError, match=why):
             quantize(tiny_model(), RECIPE, replace(made, rollouts=(wrong,)))
 

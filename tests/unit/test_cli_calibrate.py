@@ -20,7 +20,7 @@ from qarvd.cli import main
 from qarvd.demo import prompts as demo_prompts
 from qarvd.errors import CheckpointError
 from qarvd.jobs import time_budget
-from qarvd.jobs.calibrate import calibrate
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import quantize_tree
 from qarvd.recipe import RECIPES
@@ -181,7 +181,7 @@ def test_inputs_that_overflow_in_calibration_name_the_layer(
 def test_the_layer_that_overflows_is_named_without_measuring_too(model: Model) -> None:
     recipe = RECIPES["w4a8"].without_data()
     with pytest.raises(CheckpointError, match=r"output of blocks\.1\.ffn\.2 became NaN"):
-        calibrate(overflowing(model), torch.zeros(1, 3, CONFIG.text_dim), (4, 6), 3, recipe)
+        calibrate(overflowing(model), torch.zeros(1, 3, CONFIG.text_dim), CalibrationPlan((4, 6), 3, recipe))
     assert not any(module._forward_hooks for module in model.tree.modules())
 
 

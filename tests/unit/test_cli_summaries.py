@@ -9,6 +9,7 @@ import pytest
 from tiny.commands import CLIP, PROMPTS, TEXT_DIM, Run, texts
 from tiny.model import CONFIG
 
+from qarvd import log
 from qarvd.checkpoint.model import load
 from qarvd.jobs import calibrate as calibrate_job
 from qarvd.ops.backends.cpu import CPU
@@ -52,6 +53,7 @@ def test_effects_that_are_measured_of_weights_alone_are_said_to_be(
     assert caveat not in run(*command)
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_job, "WEIGHT_ONLY", CPU)  # as on a card without kernels
+        patch.setattr(log, "_said", set())
         assert run(*command).count(caveat) == 1
 
 

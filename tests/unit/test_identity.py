@@ -11,7 +11,7 @@ from tiny.model import CONFIG, tiny_model
 from torch import Tensor
 
 from qarvd.checkpoint.model import checksum
-from qarvd.jobs.calibrate import calibrate, identity
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.jobs.quantize import quantize
 from qarvd.recipe import RECIPES
 
@@ -23,8 +23,8 @@ def test_a_model_is_told_by_its_tensors_in_bfloat16_which_are_hashed_once(monkey
     rounded = {key: tensor.bfloat16() for key, tensor in model.tree.state_dict().items()}
     expected = checksum(rounded)
     monkeypatch.setattr("qarvd.checkpoint.model.checksum", lambda *given: hashed.append(given) or checksum(*given))
-    quantize(model, RECIPE, calibrate(model, torch.zeros(4, 3, CONFIG.text_dim), (4, 6), 5, RECIPE))
-    assert identity(model) == expected and len(hashed) == 1
+    quantize(model, RECIPE, calibrate(model, torch.zeros(4, 3, CONFIG.text_dim), CalibrationPlan((4, 6), 5, RECIPE)))
+    assert model.identity == expected and len(hashed) == 1
 
 
 def test_no_copy_of_all_tensors_is_made_to_hash_them() -> None:

@@ -14,7 +14,7 @@ from qarvd.checkpoint.model import save
 from qarvd.errors import SettingError
 from qarvd.files import replacing
 from qarvd.jobs import quantize as quantize_job
-from qarvd.jobs.calibrate import calibrate
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
 
@@ -30,10 +30,11 @@ def tree(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
+PLAN = CalibrationPlan((4, 6), 3, RECIPES["w4a8"].without_data())
 WRITERS: dict[str, Write] = {
     "a model": lambda path: save(tiny_model(), path),
     "statistics": lambda path: save_calibration(
-        calibrate(tiny_model(), torch.zeros(4, 3, CONFIG.text_dim), (4, 6), 3, RECIPES["w4a8"].without_data()), path
+        calibrate(tiny_model(), torch.zeros(4, 3, CONFIG.text_dim), PLAN), path
     ),
     "a text": lambda path: replaced(path, "x" * 10**6),
 }
@@ -59,7 +60,7 @@ def test_states_that_do_not_fit_a_real_disk_are_refused_and_take_no_room(small_d
     offload = OffloadAllocator(small_disk)
     first = offload.empty((100_000,), torch.float32)
     free = os.statvfs(small_disk).f_bavail
-    with pytest.raises(SettingError, match=rf"1\.offload could not take 0\.00 GB \({FULL}\)"):
+    with pytest.raises(SettingError, match=rf"1\.offload has no room for 0\.00 GB \({FULL}\)"):
         offload.empty((1_000_000,), torch.float32)
     assert os.statvfs(small_disk).f_bavail == free and [path.name for path in small_disk.iterdir()] == ["0.offload"]
     first.fill_(1)

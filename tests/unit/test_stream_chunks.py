@@ -14,7 +14,7 @@ from qarvd.checkpoint.model import checksum, state_tensors
 from qarvd.errors import SettingError
 from qarvd.jobs import budget as budget_job
 from qarvd.jobs import quantize as quantize_job
-from qarvd.jobs.calibrate import calibrate, setting_of
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.quantize.sensitivity import option_errors
 from qarvd.recipe import RECIPES
@@ -26,10 +26,10 @@ SIZE, FRAMES = (4, 6), 5
 
 def test_chunks_weigh_as_in_a_longer_stream_where_that_is_asked_for() -> None:
     texts = torch.randn(4, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(1))
-    made = calibrate(tiny_model(), texts, SIZE, FRAMES, RECIPE)
+    made = calibrate(tiny_model(), texts, CalibrationPlan(SIZE, FRAMES, RECIPE))
     setting = setting_of(tiny_model(), SIZE, FRAMES)
     weights = made.weights(setting.chunk_sizes)
-    with pytest.raises(SettingError, match="streams of 1 chunks, but calibration clips have 2"):
+    with pytest.raises(SettingError, match="have 1 chunks, but the calibration clips have 2"):
         quantize(tiny_model(), replace(RECIPE, stream_chunks=1), made)
     tables, files = [], []
     for chunks in (None, 2, 20):
@@ -51,7 +51,7 @@ def test_layers_are_fitted_to_the_drawn_calls_at_the_weights_that_the_file_names
     all_calls: bool, call_weights: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = torch.randn(4, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(1))
-    made = calibrate(tiny_model(), texts, SIZE, FRAMES, RECIPE)
+    made = calibrate(tiny_model(), texts, CalibrationPlan(SIZE, FRAMES, RECIPE))
     fitted: list[Any] = []
 
     def walk(tree: Any, setting: Any, rollouts: Any, weights: Any, *rest: Any, **more: Any) -> list[Any]:
@@ -74,7 +74,7 @@ def test_layers_are_fitted_to_the_drawn_calls_at_the_weights_that_the_file_names
 
 def test_bits_are_chosen_by_the_weights_that_the_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = torch.randn(4, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(1))
-    made = calibrate(tiny_model(), texts, SIZE, FRAMES, RECIPE)
+    made = calibrate(tiny_model(), texts, CalibrationPlan(SIZE, FRAMES, RECIPE))
     seen: list[Any] = []
 
     def measured(tree: Any, setting: Any, rollouts: Any, weights: Any, *rest: Any, **more: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from qarvd.calibrate.call_sensitivity import generated
 from qarvd.checkpoint.calibration import load_calibration, save_calibration
 from qarvd.checkpoint.model import Model
 from qarvd.jobs import time_budget
-from qarvd.jobs.calibrate import calibrate, setting_of
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate, setting_of
 from qarvd.jobs.time_budget import CHOOSING, FITTING, NO_REST, RemainingWork
 from qarvd.jobs.work import Work
 from qarvd.recipe import RECIPES
@@ -59,8 +58,8 @@ def calibrated(
             raise KeyboardInterrupt
 
     texts = torch.randn(PROMPTS, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
-    options: dict[str, Any] = {"work": work, "minutes": minutes, "rest": rest, "on_chunk": tick}
-    return calibrate(model, texts, SIZE, FRAMES, RECIPES["w4a8"], most_measured=PROMPTS, **options)
+    plan = CalibrationPlan(SIZE, FRAMES, RECIPES["w4a8"], most_measured=PROMPTS, minutes=minutes, rest=rest)
+    return calibrate(model, texts, plan, work, tick)
 
 
 @pytest.mark.parametrize("rest", [NO_REST, FITTING, FITTING + CHOOSING], ids=["calibrate", "quantize", "target"])

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.checkpoint.model import Model, state_tensors
-from qarvd.jobs.calibrate import calibrate
+from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.jobs.quantize import quantize
 from qarvd.quantize.model import linear_groups
 from qarvd.recipe import RECIPES
@@ -169,7 +169,7 @@ def calibrated(device: torch.device) -> dict[str, Tensor]:
     """With a budget, which takes gradients."""
     model = tiny_model()
     model.tree.to(device)
-    made = calibrate(model, TEXTS, SIZE, 4, RECIPE)
+    made = calibrate(model, TEXTS, CalibrationPlan(SIZE, 4, RECIPE))
     model, reports = quantize(model, RECIPE, made)
     errors = [float(report.output_error or 0) for report in reports]
     return {
