@@ -15,6 +15,7 @@ import torch
 from .. import __version__
 from ..errors import DeviceError, QarvdError, first_line
 from ..files import home_folder, kernel_folder
+from ..jobs.placement import devices
 from ..ops.backends.registry import Standing, who_runs
 from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
@@ -38,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     cache = args.cache or kernel_folder(sys.platform, os.environ, home_folder())
     for name, value in about(cache).items():
         print(f"{name:<9} {value}")
-    cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    right = [examine(device, cache) for device in (*cards, torch.device("cpu"))]
+    right = [examine(device, cache) for device in devices()]
     print("\nAll self-tests passed." if all(right) else "\nSELF-TESTS FAILED: results there can't be trusted.")
     return 0 if all(right) else 1
 
@@ -134,6 +134,8 @@ def examine(device: torch.device, cache: Path | None) -> bool:
 def _describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    if device.type != "cuda":
+        return "runs in plain torch"
     has = torch.cuda.get_device_properties(device)
     memory = size_text(has.total_memory)
     return f"{has.name}, compute capability {has.major}.{has.minor}, {has.multi_processor_count} SMs, {memory}"

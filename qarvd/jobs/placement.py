@@ -11,15 +11,24 @@ from ..ops.cuda.device import load as load_kernels
 from ..ops.linear import QuantizedLinear
 
 
+def devices() -> list[torch.device]:
+    """All that models can compute on: NVIDIA or AMD cards, or what else torch was built for (mps, xpu), and the CPU."""
+    kind, count = "cuda", torch.cuda.device_count()
+    other = torch.accelerator.current_accelerator(check_available=True)
+    if other is not None and other.type != "cuda":
+        kind, count = other.type, torch.accelerator.device_count()
+    return [*(torch.device(kind, index) for index in range(count)), torch.device("cpu")]
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the first CUDA card, else the CPU. Raises SettingError for a device that is not there."""
-    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    known = {"cpu": "cpu", "auto": (*cards, "cpu")[0], **{card: card for card in cards}}
-    if cards:
-        known["cuda"] = cards[0]
+    here = devices()
+    known = {"cpu": here[-1], "auto": here[0] if here[0].type == "cuda" else here[-1]}
+    known |= {str(device): device for device in here[:-1]}
+    known.setdefault(here[0].type, here[0])
     if name not in known:
         raise SettingError(f"There is no device {name!r} here; choose from {', '.join(known)}.")
-    return torch.device(known[name])
+    return known[name]
 
 
 def place(model: Model, device: torch.device) -> None:

@@ -34,8 +34,8 @@ def checks() -> dict[str, Check]:
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """What models compute in there: float32 on a CPU, else bfloat16, or float16 where the card lacks that."""
-    if device.type == "cpu":
-        return torch.float32
+    if device.type != "cuda":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
