@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.inputs import numbered, read_latents, read_one_prompt
+from ..checkpoint.model import Model
 from ..demo import bundle, pixels, prompts
 from ..errors import SettingError
 from ..files import replacing
@@ -21,7 +22,7 @@ from ..report.video import VideoWriter
 from ..stream.presets import CACHES, Preset
 from ..stream.preview import rgb_preview
 from ..stream.rollout import check_guidance, roll_out
-from ..stream.sampler import check_prompts
+from ..stream.sampler import Chunk, check_prompts
 from .common import (
     DEVICE_HELP,
     add_model,
@@ -85,40 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_guidance(args.cfg)
-    texts = (numbered(prompt)[0] for prompt in (args.prompt, *(prompt for _, prompt in args.then)))
-    inputs = (model_path(args.model), args.initial, *texts)
-    check_out(args.out, ".mp4", *inputs)
-    if args.endless and args.latents:
-        raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
-    if args.latents:
-        check_out(args.latents, ".safetensors", *inputs)
+    check_files(args)
     then = changing(args.then)
     model = load_model(args.model, args.preset)
-    demo = model.preset_name == "demo"
     preset = windowed(model.preset, args.window, args.sink)
     frames = None if args.endless else wanted_frames(args.chunks, args.frames, preset)
-    check_prompts(then, None if frames is None else -(-frames // preset.chunk_frames))
-    embeddings = encoded(args.prompt, demo)
-    changes = {at: encoded(prompt, demo) for at, prompt in then.items()}
-    initial = read_latents(args.initial) if args.initial else None
-    size = latent_size(args.size, model, initial)
-    ready(model, args.device)
-    weight = model.tree.patch_embedding.weight
-    held = None if frames is None else frames + (0 if initial is None else initial.shape[2])
-    chunks = roll_out(
-        model.tree,
-        model.config,
-        preset,
-        embeddings.to(weight),
-        size,
-        frames,
-        [args.seed],
-        preset.cache(held, args.cache),
-        initial,
-        prompts=changes,
-    )
-
     total = None if frames is None else -(-frames // preset.chunk_frames)
+    check_prompts(then, total)
+    chunks = started(args, model, preset, frames, then)
+
+    demo = model.preset_name == "demo"
     latents: list[Tensor] = []
     fps, scale = (bundle.FRAMES_PER_SECOND, 8) if demo else (4, 4)  # Wan: 16 pixel frames a second, 4 per latent frame
     stopped = False
@@ -129,9 +106,8 @@ def run(args: argparse.Namespace) -> None:
                 video.write(pixels.decode(chunk.latents)[0] if demo else rgb_preview(chunk.latents[0]))
                 if args.latents:
                     latents.append(chunk.latents.cpu())
-                bar.set_postfix_str(
-                    f"{preset.scale.pixel_frames(video.frames) / (time.perf_counter() - began):.2f} pixel frames/s"
-                )
+                pace = preset.scale.pixel_frames(video.frames) / (time.perf_counter() - began)
+                bar.set_postfix_str(f"{pace:.2f} pixel frames/s")
                 bar.update()
         except KeyboardInterrupt:
             stopped = True
@@ -145,6 +121,43 @@ def run(args: argparse.Namespace) -> None:
         say(f"wrote {args.out}{note}")
     if stopped:
         raise KeyboardInterrupt
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Raise SettingError, before the work, for files that cannot be written, or that are read too."""
+    texts = (numbered(prompt)[0] for prompt in (args.prompt, *(prompt for _, prompt in args.then)))
+    inputs = (model_path(args.model), args.initial, *texts)
+    check_out(args.out, ".mp4", *inputs)
+    if args.endless and args.latents:
+        raise SettingError("--latents keeps the whole clip in memory, which --endless cannot; give --chunks.")
+    if args.latents:
+        check_out(args.latents, ".safetensors", *inputs)
+
+
+def started(
+    args: argparse.Namespace, model: Model, preset: Preset, frames: int | None, then: Mapping[int, str]
+) -> Iterator[Chunk]:
+    """The stream of `frames` latent frames that the arguments ask for."""
+    demo = model.preset_name == "demo"
+    embeddings = encoded(args.prompt, demo)
+    changes = {at: encoded(prompt, demo) for at, prompt in then.items()}
+    initial = read_latents(args.initial) if args.initial else None
+    size = latent_size(args.size, model, initial)
+    ready(model, args.device)
+    weight = model.tree.patch_embedding.weight
+    held = None if frames is None else frames + (0 if initial is None else initial.shape[2])
+    return roll_out(
+        model.tree,
+        model.config,
+        preset,
+        embeddings.to(weight),
+        size,
+        frames,
+        [args.seed],
+        preset.cache(held, args.cache),
+        initial,
+        prompts=changes,
+    )
 
 
 def windowed(preset: Preset, window: int | None, sink: int | None) -> Preset:
