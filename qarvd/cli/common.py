@@ -22,7 +22,7 @@ from ..stream.presets import PRESETS, Preset
 from ..stream.scale import USUAL
 from ..wan.config import WanConfig
 
-DEVICE_HELP = "cpu, cuda or cuda:N (auto: the first card, if there is one)"
+DEVICE_HELP = "cpu, cuda, cuda:N, mps or xpu (auto: the first CUDA card, if there is one, else the CPU)"
 CHUNKS = 7
 """Of a clip, where nothing is said."""
 STAND_IN = "self-forcing"
