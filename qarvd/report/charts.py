@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from .numerals import drawable, linear_ticks, log_texts, log_ticks, number_text, tick_texts
@@ -13,6 +14,34 @@ WIDTH = 540.0
 FAINT = "fill-opacity:.68"
 DOTTED = 48
 """Up to this many points, each is drawn as a dot that tells its value."""
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """Where the steps and values of a line chart lie on the canvas, and which values do."""
+
+    steps: tuple[float, float]
+    """First and last."""
+    values: tuple[float, float]
+    """Lowest and highest."""
+    left: float
+    right: float
+    top: float
+    bottom: float
+    log: bool
+    """Whether values are placed by their logarithm."""
+
+    def x(self, step: float) -> float:
+        first, last = self.steps
+        return self.left + (step - first) / (last - first) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        scaled = math.log if self.log else float
+        low, high = map(scaled, self.values)
+        return self.bottom - (scaled(value) - low) / (high - low) * (self.bottom - self.top)
+
+    def holds(self, *values: float) -> bool:
+        return all(drawable(value, self.log) for value in values)
 
 
 def line_chart(
@@ -34,52 +63,69 @@ def line_chart(
     name = f"{y_label} by {x_label}: {', '.join(series)}"
     if not drawn:
         return nothing(name, y_label)
-    y_ticks = log_ticks(min(drawn), max(drawn)) if log_y else linear_ticks(min(drawn), max(drawn))
-    y_texts = log_texts(y_ticks) if log_y else tick_texts(y_ticks)
+    ticks = log_ticks(min(drawn), max(drawn)) if log_y else linear_ticks(min(drawn), max(drawn))
+    labels = log_texts(ticks) if log_y else tick_texts(ticks)
     longest = max(len(values) for values in series.values())
     last = first + max(1, longest - 1)
-    x_ticks = [tick for tick in linear_ticks(first, last, 8, whole=True) if first <= tick <= last]
 
     key, top = legend(list(series), WIDTH, 0, 38) if len(series) > 1 else ("", 26)
-    left, right, top = 10 + CHARACTER * max(map(len, y_texts)), WIDTH - 10, top + 8
-    bottom = top + 230
-    scaled = math.log if log_y else float
-    low, high = scaled(y_ticks[0]), scaled(y_ticks[-1])
-
-    def place_x(step: float) -> float:
-        return left + (step - first) / (last - first) * (right - left)
-
-    def place_y(value: float) -> float:
-        return bottom - (scaled(value) - low) / (high - low) * (bottom - top)
-
-    parts = [text(0, 14, y_label, font_weight="600"), key]
-    for tick, label in zip(y_ticks, y_texts, strict=True):
-        parts.append(grid_line(left, place_y(tick), right, place_y(tick)))
-        parts.append(text(left - 8, place_y(tick) + 4, label, "end", style=FAINT))
-    parts.append(grid_line(left, bottom, right, bottom, strong=True))
-    for tick, label in zip(x_ticks, tick_texts(x_ticks), strict=True):
-        parts.append(grid_line(place_x(tick), bottom, place_x(tick), bottom + 5, strong=True))
-        parts.append(text(place_x(tick), bottom + 19, label, "middle", style=FAINT))
-    parts.append(text((left + right) / 2, bottom + 38, x_label, "middle"))
+    left, top = 10 + CHARACTER * max(map(len, labels)), top + 8
+    plot = _Plot((first, last), (ticks[0], ticks[-1]), left, WIDTH - 10, top, top + 230, log_y)
+    parts = [text(0, 14, y_label, font_weight="600"), key, *_axes(plot, ticks, labels)]
+    parts.append(text((plot.left + plot.right) / 2, plot.bottom + 38, x_label, "middle"))
     for index, (label, values) in enumerate(series.items()):
-        points = list(enumerate(values, first))
-        runs = [list(run) for ok, run in groupby(points, lambda point: drawable(point[1], log_y)) if ok]
-        moves = "".join("M" + "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in run) for run in runs)
-        style = f"fill:none;stroke:{colour(index)};stroke-width:2;stroke-linejoin:round;stroke-linecap:round"
-        dashes = "5 5" if label in dashed else "none"
-        marks = [title(label), tag("path", d=moves, style=f"{style};stroke-dasharray:{dashes}")]
-        ends = dict(enumerate(intervals.get(label, ()), first))
-        for x, (least, most) in ends.items():
-            if drawable(least, log_y) and drawable(most, log_y):
-                marks.append(_whisker(place_x(x), place_y(least), place_y(most), style))
+        points, ends = list(enumerate(values, first)), dict(enumerate(intervals.get(label, ()), first))
+        marks = _line(plot, label, points, ends, colour(index), label in dashed)
         if longest <= DOTTED and label not in dashed:
-            dot = f"fill:{colour(index)};stroke:var(--surface, none);stroke-width:1.5"
-            for x, y in (point for run in runs for point in run):
-                within = " [{}, {}]".format(*map(number_text, ends[x])) if x in ends else ""
-                hover = title(f"{label}, {x_label} {x}: {number_text(y)}{within}")
-                marks.append(tag("circle", hover, cx=place_x(x), cy=place_y(y), r=3.5, style=dot))
+            marks += _dots(plot, f"{label}, {x_label}", points, ends, colour(index))
         parts.append(tag("g", *marks))
-    return canvas(WIDTH, bottom + 46, name, *parts)
+    return canvas(WIDTH, plot.bottom + 46, name, *parts)
+
+
+def _axes(plot: _Plot, ticks: Sequence[float], labels: Sequence[str]) -> Iterator[str]:
+    """Both axes, with a grid line at each of the values `ticks`."""
+    for tick, label in zip(ticks, labels, strict=True):
+        yield grid_line(plot.left, plot.y(tick), plot.right, plot.y(tick))
+        yield text(plot.left - 8, plot.y(tick) + 4, label, "end", style=FAINT)
+    yield grid_line(plot.left, plot.bottom, plot.right, plot.bottom, strong=True)
+    first, last = plot.steps
+    steps = [tick for tick in linear_ticks(first, last, 8, whole=True) if first <= tick <= last]
+    for tick, label in zip(steps, tick_texts(steps), strict=True):
+        yield grid_line(plot.x(tick), plot.bottom, plot.x(tick), plot.bottom + 5, strong=True)
+        yield text(plot.x(tick), plot.bottom + 19, label, "middle", style=FAINT)
+
+
+def _line(
+    plot: _Plot,
+    label: str,
+    points: Sequence[tuple[int, float]],
+    ends: Mapping[int, tuple[float, float]],
+    stroke: str,
+    dashed: bool,
+) -> list[str]:
+    """A line through `points`, with gaps, and whiskers between `ends`."""
+    runs = [list(run) for ok, run in groupby(points, lambda point: plot.holds(point[1])) if ok]
+    moves = "".join("M" + "L".join(f"{plot.x(x):.1f} {plot.y(y):.1f}" for x, y in run) for run in runs)
+    style = f"fill:none;stroke:{stroke};stroke-width:2;stroke-linejoin:round;stroke-linecap:round"
+    path = tag("path", d=moves, style=f"{style};stroke-dasharray:{'5 5' if dashed else 'none'}")
+    whiskers = [
+        _whisker(plot.x(x), plot.y(least), plot.y(most), style)
+        for x, (least, most) in ends.items()
+        if plot.holds(least, most)
+    ]
+    return [title(label), path, *whiskers]
+
+
+def _dots(
+    plot: _Plot, what: str, points: Sequence[tuple[int, float]], ends: Mapping[int, tuple[float, float]], fill: str
+) -> Iterator[str]:
+    """A dot at each point, which tells its value on hover."""
+    style = f"fill:{fill};stroke:var(--surface, none);stroke-width:1.5"
+    for x, y in points:
+        if plot.holds(y):
+            within = " [{}, {}]".format(*map(number_text, ends[x])) if x in ends else ""
+            hover = title(f"{what} {x}: {number_text(y)}{within}")
+            yield tag("circle", hover, cx=plot.x(x), cy=plot.y(y), r=3.5, style=style)
 
 
 def _whisker(x: float, low: float, high: float, style: str) -> str:
@@ -202,5 +248,5 @@ def _kind(layer: str) -> str:
 
 def nothing(name: str, label: str) -> str:
     """The drawing of a chart that has no value."""
-    hover = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
-    return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), hover)
+    note = text(WIDTH / 2, 70, "no value to draw", "middle", style=FAINT)
+    return canvas(WIDTH, 110, name, text(0, 14, label, font_weight="600"), note)
