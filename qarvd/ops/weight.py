@@ -89,9 +89,11 @@ class QuantizedWeight:
 
 
 def guard_of(scale: Tensor, n_outlier: int) -> float:
-    """`QuantizedWeight.guard` of a weight with these scales, float32 [out, 2]."""
+    """`QuantizedWeight.guard` of a weight with these scales, float32 [out, 2]; not a number if they hold none (meta)."""
     if not n_outlier:
         return 0.0
+    if scale.is_meta:
+        return math.nan
     # 128: the 4-bit code -8 counts as -128 where kernels read 16 times the code.
     return n_outlier * 127 * 128 * (scale[:, 0] / scale[:, 1]).max().item() / 2**30
 
