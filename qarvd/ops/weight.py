@@ -89,7 +89,7 @@ class QuantizedWeight:
 
 
 def guard_of(scale: Tensor, n_outlier: int) -> float:
-    """`QuantizedWeight.guard` of a weight with these scales, float32 [out, 2]; not a number if they hold none (meta)."""
+    """`QuantizedWeight.guard` of a weight with these scales, float32 [out, 2]; NaN if they hold no numbers (meta)."""
     if not n_outlier:
         return 0.0
     if scale.is_meta:
