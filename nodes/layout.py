@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..qarvd.checkpoint.quantized import FORMATS, MARKER, read_linear, write_linear
+from ..qarvd.checkpoint.quantized import FORMATS, MARKER, TENSORS, read_linear, write_linear
 from ..qarvd.errors import CheckpointError, QarvdError, first_line
 from ..qarvd.ops import reference
-from ..qarvd.ops.codecs import Codec
 from ..qarvd.ops.linear import prepare
-from ..qarvd.ops.split import ChannelSplit
-from ..qarvd.ops.weight import QuantizedWeight
+from ..qarvd.ops.weight import QuantizedWeight, sample_weight
 
 TROUBLE = (QarvdError, ImportError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
 """What a ComfyUI raises whose internals are other than we know."""
@@ -116,10 +114,8 @@ def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:
     from . import tensors
 
     name = prefix.rstrip(".") or "the linear"
-    parts = ("weight", "weight_scale", "weight_outlier_idx", "weight_zero", MARKER)
-    weight = read_linear(
-        name, {f"{name}.{part}": state_dict.pop(prefix + part) for part in parts if prefix + part in state_dict}
-    )
+    taken = {f"{name}.{part}": state_dict.pop(prefix + part) for part in TENSORS if prefix + part in state_dict}
+    weight = read_linear(name, taken)
     if weight.shape != tuple(module._orig_shape):
         raise CheckpointError(
             f"{name} is a linear of {weight.shape}, outputs and inputs, in the file; the model has "
@@ -136,7 +132,7 @@ def _trouble(ops: Any) -> str | None:
     from . import tensors
 
     for name, codec in FORMATS.items():
-        weight = _sample(codec)
+        weight = sample_weight(codec)
         bias = torch.linspace(-1, 1, weight.shape[0])
         stored = {key.removeprefix("."): tensor for key, tensor in write_linear("", weight)} | {"bias": bias}
         x = torch.linspace(-2, 3, weight.shape[1])[None]
@@ -161,12 +157,3 @@ def _product(x: Tensor, weight: QuantizedWeight, bias: Tensor) -> Tensor:
     """What the library means by the linear."""
     tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
     return reference.dual_scale_linear(tokens, weight.packed, bias, x.dtype)
-
-
-def _sample(codec: Codec) -> QuantizedWeight:
-    """A small weight with all that a linear can have."""
-    split, out = ChannelSplit.of(64, range(1, 64, 2)), 32
-    codes = (torch.arange(out * 64).view(out, 64) * 7 % (2 * codec.high + 1) - codec.high).to(torch.int8)
-    scale = torch.stack([torch.linspace(0.02, 0.03, out), torch.linspace(0.001, 0.002, out)], dim=1)
-    zero = (torch.arange(2 * out).view(out, 2) % 5 - 2).to(torch.int8)
-    return QuantizedWeight(codec, split, codec.pack(codes), scale, zero)

@@ -17,16 +17,19 @@ MARKER = "comfy_quant"
 FORMATS = {codec.format: codec for codec in CODECS.values()}
 """Codecs by the name of their file format."""
 
-_PARTS = {"weight_scale": torch.float32, "weight_outlier_idx": torch.int32, "weight_zero": torch.int8}
+_WEIGHT, _SCALE, _OUTLIERS, _ZERO = "weight", "weight_scale", "weight_outlier_idx", "weight_zero"
+_DTYPES = {_SCALE: torch.float32, _OUTLIERS: torch.int32, _ZERO: torch.int8}
+TENSORS = (_WEIGHT, *_DTYPES, MARKER)
+"""Ends of the names of the tensors that store a linear, but for its bias."""
 
 
 def write_linear(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
     """The tensors that store one quantized linear, its bias apart."""
-    yield f"{name}.weight", weight.codes
-    yield f"{name}.weight_scale", weight.scale
-    yield f"{name}.weight_outlier_idx", torch.tensor(weight.split.outliers, dtype=torch.int32)
+    yield f"{name}.{_WEIGHT}", weight.codes
+    yield f"{name}.{_SCALE}", weight.scale
+    yield f"{name}.{_OUTLIERS}", torch.tensor(weight.split.outliers, dtype=torch.int32)
     if weight.zero is not None:
-        yield f"{name}.weight_zero", weight.zero
+        yield f"{name}.{_ZERO}", weight.zero
     yield f"{name}.{MARKER}", format_marker(weight.codec.format)
 
 
@@ -61,17 +64,17 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
             "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
     codec = FORMATS[format]
-    missing = [part for part in ("weight", "weight_scale", "weight_outlier_idx") if f"{name}.{part}" not in tensors]
+    missing = [part for part in (_WEIGHT, _SCALE, _OUTLIERS) if f"{name}.{part}" not in tensors]
     if missing:
         raise CheckpointError(
             f"{name} is marked {format} but lacks {', '.join(f'{name}.{p}' for p in missing)}; the file is damaged."
         )
-    codes = tensors.pop(f"{name}.weight")
-    parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
-    for part, tensor, dtype in (("weight", codes, codec.stored), *((p, parts[p], d) for p, d in _PARTS.items())):
+    codes = tensors.pop(f"{name}.{_WEIGHT}")
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in _DTYPES}
+    for part, tensor, dtype in ((_WEIGHT, codes, codec.stored), *((p, parts[p], d) for p, d in _DTYPES.items())):
         if tensor is not None and tensor.dtype != dtype:
             raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {dtype}.")
-    scale, outliers = parts["weight_scale"], parts["weight_outlier_idx"]
+    scale, outliers = parts[_SCALE], parts[_OUTLIERS]
     assert scale is not None and outliers is not None
     if codes.ndim != 2 or outliers.ndim != 1:
         raise CheckpointError(
@@ -80,7 +83,7 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
         )
     try:
         split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()))
-        weight = QuantizedWeight(codec, split, codes, scale, parts["weight_zero"])
+        weight = QuantizedWeight(codec, split, codes, scale, parts[_ZERO])
     except ShapeError as error:
         raise CheckpointError(f"The parts of {name} do not fit: {error}") from error
     if not (torch.isfinite(scale).all() and (scale > 0).all() and (scale[:, 1] >= scale[:, 0] * LEAST_RATIO).all()):

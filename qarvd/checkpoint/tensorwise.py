@@ -9,7 +9,7 @@ from ..errors import SettingError
 from ..files import replacing
 from ..ops.linear import QuantizedLinear
 from .model import Model, common_metadata, state_tensors
-from .quantized import MARKER, format_marker
+from .quantized import MARKER, TENSORS, format_marker
 from .write import save_file
 
 FORMAT = "int8_tensorwise"
@@ -31,8 +31,8 @@ def save_tensorwise(model: Model, path: Path) -> None:
                 f"{'' if weight.zero is not None else 'no '}zero points; ComfyUI's {FORMAT} holds 8 bits and one scale "
                 "a row only. Quantize with the stock int8 recipe."
             )
-        for part in ("weight_scale", "weight_outlier_idx", MARKER):
-            del tensors[f"{name}.{part}"]
+        for part in TENSORS[1:]:  # all but the codes
+            tensors.pop(f"{name}.{part}", None)
         tensors[f"{name}.weight_scale"] = weight.scale[:, 1:].cpu().contiguous()
         tensors[f"{name}.{MARKER}"] = format_marker(FORMAT)
     with replacing(path) as temporary:

@@ -112,3 +112,12 @@ def restore(codes: Tensor, scale: Tensor, zero: Tensor | None, n_outlier: int) -
         ],
         dim=1,
     )
+
+
+def sample_weight(codec: Codec) -> QuantizedWeight:
+    """A small weight with all that a linear can have, to try with what runs or loads linears."""
+    split, out = ChannelSplit.of(64, range(1, 64, 2)), 32
+    codes = (torch.arange(out * 64).view(out, 64) * 7 % (2 * codec.high + 1) - codec.high).to(torch.int8)
+    scale = torch.stack([torch.linspace(0.02, 0.03, out), torch.linspace(0.001, 0.002, out)], dim=1)
+    zero = (torch.arange(2 * out).view(out, 2) % 5 - 2).to(torch.int8)
+    return QuantizedWeight(codec, split, codec.pack(codes), scale, zero)

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from qarvd.checkpoint import model as model_module
 from qarvd.checkpoint.model import Model, load, save, state_tensors
+from qarvd.checkpoint.quantized import TENSORS, read_linear, write_linear
 from qarvd.errors import SettingError
+from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
+from qarvd.ops.weight import sample_weight
 from qarvd.stream.rollout import roll_out
 
 from .checkpoint_files import assert_same_tensors, metadata
@@ -111,3 +114,12 @@ def test_saving_replaces_a_file(model: Model, model_file: Path) -> None:
     save(replace(model, preset_name="longlive"), model_file)
     assert load(model_file).preset_name == "longlive"
     assert list(model_file.parent.iterdir()) == [model_file]
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.format)
+def test_the_list_of_a_linears_tensors_is_that_of_those_written(codec: Codec) -> None:
+    weight = sample_weight(codec)
+    tensors = dict(write_linear("a.b", weight))
+    assert list(tensors) == [f"a.b.{part}" for part in TENSORS]
+    read = read_linear("a.b", tensors)
+    assert not tensors and torch.equal(read.dequantize(), weight.dequantize())

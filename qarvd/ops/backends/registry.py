@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 
 from ...errors import SettingError
-from ..codecs import CODECS, Codec
+from ..codecs import CODECS
 from ..cuda import device
 from ..cuda.device import ForNow
-from ..split import ChannelSplit
-from ..weight import QuantizedWeight
+from ..weight import QuantizedWeight, sample_weight
 from .base import Backend
 from .cpu import CPU
 from .cuda import CUDA
@@ -103,7 +102,7 @@ def who_runs(where: torch.device) -> dict[str, list[Standing]]:
     """Every op, and the standing of every backend for tensors on `where`, fastest first (only of a forced one)."""
     table = {"quantize_activation": _dispatched("quantize_activation", where)}
     for codec in CODECS.values():
-        weight = _sample(codec).to(where)
+        weight = sample_weight(codec).to(where)
         standings = [Standing(backend.name, backend.refuses(weight)) for backend in _forced or BACKENDS]
         table[f"dual_scale_linear {codec.format.removeprefix('qarvd_')}"] = standings
     return table | {op: _dispatched(op, where) for op in ("kv_append", "kv_attention")}
@@ -118,9 +117,3 @@ def _dispatched(op: str, where: torch.device) -> list[Standing]:
         return refuses(where)
 
     return [*(Standing(kind, refusal(kind, refuses)) for kind, refuses in _DISPATCHED.items()), REFERENCE_STANDING]
-
-
-def _sample(codec: Codec) -> QuantizedWeight:
-    """A small weight with all that a linear can have."""
-    split, zero = ChannelSplit.of(64, range(32)), torch.zeros(32, 2, dtype=torch.int8)
-    return QuantizedWeight(codec, split, codec.pack(torch.zeros(32, 64, dtype=torch.int8)), torch.ones(32, 2), zero)
