@@ -105,7 +105,7 @@ def test_kept_linears_stay_with_those_that_read_the_same_input() -> None:
 
 def test_an_unknown_name_to_keep_is_refused_before_anything_changes() -> None:
     tree = tree_of()
-    with pytest.raises(SettingError, match=r"keeps 'blocks\.2\.ffn\.0', .* is it blocks\.1\.ffn\.0"):
+    with pytest.raises(SettingError, match=r"keeps 'blocks\.2\.ffn\.0', .* Did you mean blocks\.1\.ffn\.0"):
         quantize(tree, Recipe(keep=("blocks.2.ffn.0", "blocks.1.ffn.0")).without_data())
     assert not quantized_in(tree)
 
