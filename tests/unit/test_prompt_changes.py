@@ -127,7 +127,10 @@ def test_changes_outside_of_the_video_and_prompts_for_another_number_of_videos_a
 
     run(9, 2)
     run(None, 1000)
-    for at, words in ((0, "at chunk 1; the first change can be at chunk 2"), (3, "chunk 4, because .* ends with chunk 3")):
+    for at, words in (
+        (0, "at chunk 1; the first change can be at chunk 2"),
+        (3, "chunk 4, because .* ends with chunk 3"),
+    ):
         with pytest.raises(SettingError, match=words):
             run(9, at)
     with pytest.raises(ShapeError, match="1 seeds for 2 prompts"):
