@@ -80,7 +80,7 @@ CASES: Mapping[str, Bad] = {
         shown(loaded(models.STRANGER), "model"), "model", ("bidirectional", "family", "self-forcing")
     ),
     "another family than the file's": Bad(
-        shown(loaded(models.DEMO, "causvid"), "model"), "model", ("of the family 'demo'", "'causvid' was asked for")
+        shown(loaded(models.DEMO, "causvid"), "model"), "model", ("in the file is 'demo'", "'causvid' was asked for")
     ),
     "guidance": Bad(sampled(cfg=5.0), "sample", ("cfg 5.0", "use cfg 1")),
     "latents that are no whole patches": Bad(
