@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m qarvd", description="Quantize autoregressive video diffusion models and stream them."
     )
     debug = Parser(add_help=False)
-    told = "show the traceback of an error, and which backend runs each linear"
-    debug.add_argument("--debug", action="store_true", help=told)
+    shows = "show the traceback of an error, and which backend runs each linear"
+    debug.add_argument("--debug", action="store_true", help=shows)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules = {verb: import_module(f".{verb}", __name__) for verb in VERBS}
     for verb, module in modules.items():

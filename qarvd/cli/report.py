@@ -151,11 +151,11 @@ def read_layers(path: Path, model: Model, full: Model) -> tuple[dict[str, Layer]
     linears = {name: model.tree.get_submodule(name) for name in names}
     weights = {name: linear.weight for name, linear in linears.items() if isinstance(linear, QuantizedLinear)}
     try:
-        told = {key: {n: notes.get(n, {}).get(key) for n in weights} for key in ("output_error", "relative_error")}
+        stored = {key: {n: notes.get(n, {}).get(key) for n in weights} for key in ("output_error", "relative_error")}
     except AttributeError as error:
         raise CheckpointError(f"The notes of {path} on its layers are damaged; quantize the model again.") from error
-    measured = all(isinstance(error, float) for error in told["output_error"].values())
-    errors: dict[str, Any] = told["output_error" if measured else "relative_error"]
+    measured = all(isinstance(error, float) for error in stored["output_error"].values())
+    errors: dict[str, Any] = stored["output_error" if measured else "relative_error"]
     layers = dict.fromkeys(names, Layer(0, 0.0, kept=True))
     for name, weight in weights.items():
         error = errors[name]

@@ -40,8 +40,8 @@ def from_tensors(tensors: Iterable[Tensor]) -> NoiseSource:
     def draw(shape: Sequence[int]) -> Tensor:
         tensor = next(remaining, None)
         if tensor is None or tuple(tensor.shape) != tuple(shape):
-            came = "none is left" if tensor is None else f"the next one is {tuple(tensor.shape)}"
-            raise ShapeError(f"Noise of shape {tuple(shape)} was asked for, but {came}.")
+            actual = "none is left" if tensor is None else f"the next one is {tuple(tensor.shape)}"
+            raise ShapeError(f"Noise of shape {tuple(shape)} was asked for, but {actual}.")
         return tensor
 
     return draw

@@ -24,8 +24,8 @@ seeds = st.integers(0, 2**16)
 dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
 
 
-def equal(came: Tensor, due: Tensor) -> bool:
-    return torch.equal(came.cpu(), due)
+def equal(actual: Tensor, expected: Tensor) -> bool:
+    return torch.equal(actual.cpu(), expected)
 
 
 Case = tuple[QuantizedLinear, Tensor]
@@ -38,7 +38,7 @@ def linear_case(bits: int, rows: int, outputs: int, groups: int, outliers: int, 
     return layer, cases.tokens_of(rows, weight, dtype, seed + 1)
 
 
-def due_of(layer: QuantizedLinear, x: Tensor) -> Tensor:
+def expected_of(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """What the reference makes of `x`."""
     weight = layer.weight
     tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
@@ -59,22 +59,22 @@ def test_linears_equal_the_reference(
     card: torch.device, bits: int, rows: int, outputs: int, groups: int, outliers: int, dtype: str, seed: int
 ) -> None:
     layer, x = linear_case(bits, rows, outputs, groups, outliers, dtype, seed)
-    due = due_of(layer, x)
-    assert equal(layer.to(card)(x.to(card)), due)
+    expected = expected_of(layer, x)
+    assert equal(layer.to(card)(x.to(card)), expected)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_linears_of_wan_equal_the_reference(card: torch.device, bits: int) -> None:
     layer, x = linear_case(bits, 1560, 1536, 280, 2, "bfloat16", 0)
-    due = due_of(layer, x)
-    assert equal(layer.to(card)(x.to(card)), due)
+    expected = expected_of(layer, x)
+    assert equal(layer.to(card)(x.to(card)), expected)
 
 
 def test_few_tokens_are_multiplied_as_they_are(card: torch.device) -> None:
     layer, x = linear_case(8, 3, 64, 8, 1, "bfloat16", 0)
-    due = F.linear(x.float(), layer.weight.dequantize(), layer.bias)
-    came = layer.to(card)(x.to(card)).float().cpu()
-    assert (came - due).norm() < 1e-2 * due.norm()
+    expected = F.linear(x.float(), layer.weight.dequantize(), layer.bias)
+    actual = layer.to(card)(x.to(card)).float().cpu()
+    assert (actual - expected).norm() < 1e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -91,11 +91,11 @@ def test_rings_equal_the_reference(
 ) -> None:
     key, value = (cases.chunk(2, 3, tokens, head_dim, dtype, seed + i, fused=True) for i in range(2))
     offset = torch.randn(2, 3, head_dim, generator=cases.draw(seed))
-    due = cases.empty_ring(bits, 2, 3, 100, head_dim)
-    came = due.to(card)
-    reference.kv_append(key, value, offset, due, position)
-    library.kv_append(key.to(card), value.to(card), offset.to(card), came, position)
-    assert all(equal(a, b) for a, b in zip(came.tensors, due.tensors, strict=True))
+    expected = cases.empty_ring(bits, 2, 3, 100, head_dim)
+    actual = expected.to(card)
+    reference.kv_append(key, value, offset, expected, position)
+    library.kv_append(key.to(card), value.to(card), offset.to(card), actual, position)
+    assert all(equal(a, b) for a, b in zip(actual.tensors, expected.tensors, strict=True))
 
 
 def ring_of(bits: int, length: int, head_dim: int, offset: Tensor | None, seed: int) -> Ring:
@@ -125,13 +125,13 @@ def test_attention_errs_less_than_twice_plain_torch(
     query = cases.chunk(1, 2, rows, head_dim, dtype, seed + 2, fused=True)
     held = [cases.held_pair(1, 2, n, head_dim, dtype, seed + 3 + 2 * i) for i, n in enumerate((sink, new))]
     wide = [None if pair is None else KeyValue(*(x.float() for x in pair)) for pair in held]
-    due = reference.kv_attention(query.float(), ring, length, offset, *wide)
+    expected = reference.kv_attention(query.float(), ring, length, offset, *wide)
     there = [None if pair is None else KeyValue(*(x.to(card) for x in pair)) for pair in held]
-    came = library.kv_attention(query.to(card), ring.to(card), length, offset.to(card), *there).float().cpu()
+    actual = library.kv_attention(query.to(card), ring.to(card), length, offset.to(card), *there).float().cpu()
     plain = _dequantized_sdpa(card, query, ring, length, offset, held).float().cpu()
-    assert (came - due).norm() <= 2 * (plain - due).norm() + 1e-6 * due.norm()
+    assert (actual - expected).norm() <= 2 * (plain - expected).norm() + 1e-6 * expected.norm()
     allowed = cases.allowed(query.float(), ring, length, offset, wide, query.dtype)
-    assert ((came - due).abs() <= allowed).all()
+    assert ((actual - expected).abs() <= allowed).all()
 
 
 def _dequantized_sdpa(
@@ -156,14 +156,14 @@ def _dequantized_sdpa(
 def test_a_misaligned_view_is_copied_and_loses_no_context(card: torch.device, bits: int) -> None:
     """Launched as it is, it would be an error that ends the process's use of the card."""
     layer, x = linear_case(bits, 100, 64, 8, 1, "float16", 0)
-    due = due_of(layer, x)
+    expected = expected_of(layer, x)
     weight = layer.weight.to(card)
     room = torch.zeros(weight.codes.numel() + 1, dtype=weight.codes.dtype, device=card)
     odd = room[1:].view(weight.codes.shape).copy_(weight.codes)
     shifted = QuantizedLinear(replace(weight, codes=odd), None if layer.bias is None else layer.bias.to(card))
-    assert equal(shifted(x.to(card)), due)
+    assert equal(shifted(x.to(card)), expected)
     tokens = torch.zeros(x.numel() + 1, dtype=x.dtype, device=card)[1:].view(x.shape).copy_(x)
-    assert equal(shifted(tokens), due)
+    assert equal(shifted(tokens), expected)
 
 
 @pytest.mark.parametrize("rows", [3, 200])  # few tokens are multiplied by weights that are dequantized
@@ -189,14 +189,14 @@ def test_a_captured_graph_gives_what_calls_give(card: torch.device, bits: int, r
     x.mul_(0.5)
     query.neg_()
     graph.replay()
-    for came, due in zip(captured, work(), strict=True):
-        assert torch.equal(came, due)
+    for actual, expected in zip(captured, work(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_kernels_run_on_the_stream_that_torch_works_on(card: torch.device) -> None:
     layer, x = linear_case(8, 300, 512, 16, 2, "float16", 0)
     layer = layer.to(card)
-    due = layer(x.to(card))
+    expected = layer(x.to(card))
     streams = [torch.cuda.Stream() for _ in range(2)]
     results = []
     for stream in streams:
@@ -206,17 +206,17 @@ def test_kernels_run_on_the_stream_that_torch_works_on(card: torch.device) -> No
             late = late + 0  # ready only after the sleep on this stream
             results.append(layer(late))
     torch.cuda.synchronize()
-    assert all(torch.equal(came, due) for came in results)
+    assert all(torch.equal(actual, expected) for actual in results)
 
 
 def test_every_card_has_kernels_of_its_own(card: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two NVIDIA cards")
     layer, x = linear_case(8, 100, 128, 8, 1, "float16", 0)
-    due = due_of(layer, x)
+    expected = expected_of(layer, x)
     for index in range(2):
         where = torch.device("cuda", index)
-        assert equal(layer.to(where)(x.to(where)), due)
+        assert equal(layer.to(where)(x.to(where)), expected)
 
 
 @pytest.mark.parametrize("prepared", [True, False])

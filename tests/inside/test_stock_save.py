@@ -87,10 +87,10 @@ def test_our_own_node_writes_it_whole_again(
     path = Path(saving.SaveModel.execute(load(part, saved(bits), "demo"), "whole", saving.OURS)[0])
     whole, before = library.load(path), library.load(demo_files(bits))
     assert (whole.preset_name, whole.config, whole.recipe) == ("demo", before.config, None)
-    held, due = library.state_tensors(whole), library.state_tensors(before)
-    assert held.keys() == due.keys()
-    codes = [key for key in due if due[key].dtype in (torch.int8, torch.uint8, torch.int32)]
-    assert len(codes) > 60 and all(torch.equal(held[key], due[key]) for key in codes)
+    held, expected = library.state_tensors(whole), library.state_tensors(before)
+    assert held.keys() == expected.keys()
+    codes = [key for key in expected if expected[key].dtype in (torch.int8, torch.uint8, torch.int32)]
+    assert len(codes) > 60 and all(torch.equal(held[key], expected[key]) for key in codes)
 
 
 def test_a_model_of_such_a_file_is_not_quantized_again(part: Part, saved: Callable[[int], str]) -> None:

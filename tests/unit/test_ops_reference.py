@@ -216,9 +216,9 @@ def test_any_layout_and_leading_axes_give_the_same_codes() -> None:
     }
     for name, view in shapes.items():
         for n, order in ((split.n_outlier, problem.weight.order), (0, None)):
-            came = library.quantize_activation(view, order, n, 0.1)
-            due = library.quantize_activation(x, order, n, 0.1)
-            assert all(torch.equal(a, b) for a, b in zip(came, due, strict=True)), name
+            actual = library.quantize_activation(view, order, n, 0.1)
+            expected = library.quantize_activation(x, order, n, 0.1)
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True)), name
 
 
 @every_codec
