@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tqdm import tqdm
 
 LOGGER = logging.getLogger("qarvd")
 _said: set[str] = set()
@@ -17,10 +20,17 @@ def warn_once(text: str) -> None:
         LOGGER.warning(text)
 
 
+class _Lines(logging.Handler):
+    """Writes messages to stderr, each on a line of its own even while a progress bar is there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 @contextmanager
 def on_stderr(level: int = logging.WARNING) -> Iterator[None]:
     """Show what is logged from `level` on on stderr, for a program that has set up no logging of its own."""
-    handler, before = logging.StreamHandler(), LOGGER.level
+    handler, before = _Lines(), LOGGER.level
     handler.setFormatter(logging.Formatter("qarvd: %(message)s"))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(level)

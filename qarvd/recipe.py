@@ -25,7 +25,7 @@ class Recipe:
     call_weights: bool = True
     """Weight the model calls of a chunk by their measured effects, too."""
     stream_chunks: int | None = None
-    """Chunks of the streams that the model is for, whose weights are estimated from the measured ones; None: as recorded."""
+    """Chunks of the streams that the model is for, whose weights follow from the measured ones; None: as recorded."""
     correct_bias: bool = True
     """Move biases so that the mean output stays."""
     target: str | None = None
