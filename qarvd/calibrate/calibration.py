@@ -38,7 +38,7 @@ class Calibration:
     horizon: tuple[int, ...]
     """How many chunks were generated with each one quantized, itself included."""
     call_errors: Tensor
-    """Of `calls.call_errors`, for fewer prompts: float64 [prompts, measured chunks, calls]."""
+    """Of `call_sensitivity.call_errors`, for fewer prompts: float64 [prompts, measured chunks, calls]."""
     measured_as: Recipe | None = None
     """How the tree was quantized with which effects are measured; None: an older file does not say."""
 

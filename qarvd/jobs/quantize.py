@@ -48,7 +48,7 @@ def quantize(
 ) -> tuple[Model, list[LayerReport]]:
     """Quantize the model's tree in place, where it lies, and note in the model what each layer got.
 
-    Layers are fitted to the calls that matter and to some of the others (`calls.sample_calls`), or to `all_calls`,
+    Layers are fitted to the calls that matter and to some of the others (`sample_calls`), or to `all_calls`,
     which takes twice the time. Without a calibration the recipe must be one that needs none (`Recipe.without_data`).
     `on_layer` hears of every linear, `on_call` before every model call, of what it is for; both may raise to stop.
     Raises SettingError for statistics of another model, for a target that cannot be met, and for streams shorter than
@@ -61,19 +61,14 @@ def quantize(
         calibration = fitting(calibration, model)
         setting = setting_of(model, calibration.size, calibration.frames)
         check_stream(recipe, len(setting.spans))
-        weights = FrameWeights.uniform(setting.chunk_sizes)
-        if recipe.frame_weights:
-            weights = calibration.weights(setting.chunk_sizes)
+        sizes = setting.chunk_sizes
+        weights = calibration.weights(sizes) if recipe.frame_weights else FrameWeights.uniform(sizes)
         values = weights.values if recipe.stream_chunks is None else in_stream(weights, setting, recipe.stream_chunks)
         table = call_table(setting, values, calibration.call_errors if recipe.call_weights else None)
         choice = None
         if recipe.target is not None:
-            choice = recall_choice(work)
-            if choice is None:
-                choice = choose_bits(model, setting, calibration.rollouts, table, recipe, lambda: on_call(MEASURING))
-                keep_choice(choice, work)
-            found = choice.allocation
-            notes["budget"] = {"bytes": found.nbytes, "error": found.error}
+            choice = choice_of(model, setting, calibration.rollouts, table, recipe, work, lambda: on_call(MEASURING))
+            notes["budget"] = {"bytes": choice.allocation.nbytes, "error": choice.allocation.error}
         rollouts, fitted = (calibration.rollouts, table) if all_calls else sample_calls(calibration.rollouts, table)
         with offload_for(state_bytes(rollouts, model), model.tree.patch_embedding.weight.device, work) as offload:
             reports = quantize_blockwise(
@@ -144,6 +139,23 @@ def check_statistics(calibration: Calibration, model: Model) -> None:
             f"The statistics are for latents with another number of channels than {model.config.in_dim}; calibrate "
             "again."
         )
+
+
+def choice_of(
+    model: Model,
+    setting: Setting,
+    rollouts: Sequence[Rollout],
+    weights: Sequence[Sequence[float]],
+    recipe: Recipe,
+    work: Work | None,
+    on_call: Callable[[], object],
+) -> Choice:
+    """The bits that an interrupted run had chosen, or those that are chosen now."""
+    found = recall_choice(work)
+    if found is None:
+        found = choose_bits(model, setting, rollouts, weights, recipe, on_call)
+        keep_choice(found, work)
+    return found
 
 
 def recall_choice(work: Work | None) -> Choice | None:
