@@ -29,6 +29,8 @@ SETTING = Setting(CONFIG, PRESET, (8, 8), 6)
 CALLS = 5
 EVEN = [1.0, 1.0, 1.0]
 W4A8 = RECIPES["w4a8"]
+NEAREST = replace(W4A8, rounding="nearest")
+"""The fastest, for what has nothing to do with rounding."""
 ALL = tuple(name for group in linear_groups(CONFIG.num_layers) for name in group)
 
 
@@ -46,6 +48,17 @@ def quantized(
     return model, reports
 
 
+Whole = tuple[Model, list[LayerReport], dict[tuple[str, ...], Results]]
+
+
+@pytest.fixture(scope="module")
+def whole(rollouts: list[Rollout]) -> Whole:
+    """An unbroken run: the model, its reports, and what was kept of it."""
+    stored: dict[tuple[str, ...], Results] = {}
+    model, reports = quantized(rollouts, memory=Memory(keep=stored.__setitem__))
+    return model, reports, stored
+
+
 def final_error(model: Model) -> float:
     texts = torch.randn(8, 3, CONFIG.text_dim, generator=torch.Generator().manual_seed(6))
     clips = [
@@ -60,10 +73,10 @@ def same(a: Model, b: Model) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_it_leaves_less_than_half_the_error_of_rounding_to_nearest(rollouts: list[Rollout]) -> None:
+def test_it_leaves_less_than_half_the_error_of_rounding_to_nearest(rollouts: list[Rollout], whole: Whole) -> None:
     nearest = tiny_model()
     quantize_tree(nearest.tree, CONFIG.num_layers, W4A8.without_data())
-    ours, reports = quantized(rollouts)
+    ours, reports, _ = whole
     plain, _ = quantized(rollouts, replace(W4A8, compensate=False))
     assert final_error(ours) < 0.5 * final_error(nearest)
     assert final_error(plain) < final_error(nearest)
@@ -72,26 +85,25 @@ def test_it_leaves_less_than_half_the_error_of_rounding_to_nearest(rollouts: lis
     assert sum(report.output_error is None for report in reports) == 1
 
 
-def test_states_on_disk_give_the_same_bits(rollouts: list[Rollout], tmp_path: Path) -> None:
-    assert same(quantized(rollouts)[0], quantized(rollouts, offload=OffloadAllocator(tmp_path))[0])
+def test_states_on_disk_give_the_same_bits(rollouts: list[Rollout], whole: Whole, tmp_path: Path) -> None:
+    assert same(whole[0], quantized(rollouts, offload=OffloadAllocator(tmp_path))[0])
     assert list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("finished", [1, 5, 9, 15])
-def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(rollouts: list[Rollout], finished: int) -> None:
-    stored: dict[tuple[str, ...], Results] = {}
-    whole, reports = quantized(rollouts, memory=Memory(keep=stored.__setitem__))
+def test_a_resumed_run_gives_the_bits_of_an_unbroken_one(rollouts: list[Rollout], whole: Whole, finished: int) -> None:
+    model, reports, stored = whole
     part = dict(list(stored.items())[:finished])
     fitted: list[tuple[str, ...]] = []
     again, again_reports = quantized(
         rollouts, memory=Memory(recall=part.get, keep=lambda names, results: fitted.append(names))
     )
-    assert same(whole, again) and reports == again_reports
+    assert same(model, again) and reports == again_reports
     assert len(fitted) == len(stored) - finished
 
 
 def test_kept_linears_stay_and_the_rest_is_quantized(rollouts: list[Rollout]) -> None:
-    model, reports = quantized(rollouts, replace(W4A8, keep=("blocks.0.ffn.0", "blocks.1.self_attn.v")))
+    model, reports = quantized(rollouts, replace(NEAREST, keep=("blocks.0.ffn.0", "blocks.1.self_attn.v")))
     kept = {report.name for report in reports if report.kept} - {"text_embedding.0"}  # 16 channels are too few
     assert kept == {"blocks.0.ffn.0", *(f"blocks.1.self_attn.{x}" for x in "qkv")}
     for name in ALL[1:]:
@@ -100,7 +112,7 @@ def test_kept_linears_stay_and_the_rest_is_quantized(rollouts: list[Rollout]) ->
 
 def test_a_budgets_bits_are_taken_layer_by_layer(rollouts: list[Rollout]) -> None:
     bits = {"blocks.0.ffn.0": 8, "blocks.1.ffn.2": 16}
-    reports = {report.name: report for report in quantized(rollouts, bits=bits)[1]}
+    reports = {report.name: report for report in quantized(rollouts, NEAREST, bits=bits)[1]}
     assert {name: reports[name].bits for name in bits} == bits
     assert reports["blocks.1.ffn.0"].bits == 4 and reports["blocks.1.ffn.2"].kept == "given 16 bits by the bit budget"
 
@@ -130,7 +142,7 @@ def test_the_inputs_of_every_linear_weigh_as_their_calls(
 
     monkeypatch.setattr(walk, "quantize_group", settled)
     table = [[3.0 ** (k - i) for i in range(CALLS)] for k in range(len(EVEN))]
-    quantize_blockwise(tiny_model().tree, SETTING, rollouts, table, W4A8)
+    quantize_blockwise(tiny_model().tree, SETTING, rollouts, table, NEAREST)
     calls = [call for rollout in rollouts for call in rollout.calls]
     expected = sum(table[call.chunk][call.step] * call.latents[:, 0].numel() / 4 for call in calls)  # 4 latents a token
     video = {n: w for n, w in seen.items() if n.startswith("blocks") and not n.endswith("cross_attn.k")}
@@ -153,7 +165,7 @@ def test_a_share_of_the_video_is_taken_and_all_of_the_text(
         return quantize_group(names, *rest)
 
     monkeypatch.setattr(walk, "quantize_group", settled)
-    quantized(rollouts)
+    quantized(rollouts, NEAREST)
     text = {name: weight for name, weight in seen.items() if name.startswith("text") or name.endswith("cross_attn.k")}
     assert len(text) == 4 and all(weight == 24 for weight in text.values())
     assert all(50 < seen[name] < 200 for name in seen if name not in text)
@@ -165,11 +177,11 @@ def test_inputs_that_overflow_name_the_layer(rollouts: list[Rollout]) -> None:
     assert isinstance(norm, nn.LayerNorm)
     norm.bias[3] = torch.inf
     with pytest.raises(CheckpointError, match=r"The inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
-        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], W4A8)
+        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], NEAREST)
     model = tiny_model()
     model.tree.get_parameter("blocks.1.norm3.weight").fill_(1e19)  # of which norms follow, so that outputs are finite
     with pytest.raises(CheckpointError, match=r"The squared inputs of blocks\.1\.cross_attn\.q became NaN or infinite"):
-        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], W4A8)
+        quantize_blockwise(model.tree, SETTING, rollouts, [[w] * CALLS for w in EVEN], NEAREST)
 
 
 def test_a_token_that_overflows_is_found_where_it_is_not_in_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
