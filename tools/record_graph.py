@@ -26,12 +26,12 @@ from playwright.sync_api import Page, ViewportSize, sync_playwright
 ROOT = Path(__file__).parents[1]
 WORKFLOW, OUT = ROOT / "workflows" / "demo.json", ROOT / "docs" / "comfyui.webp"
 WINDOW: ViewportSize = {"width": 1720, "height": 1180}
-WIDTH = 1040
+WIDTH = 1440
 """Of the page, and of the animation, in pixels."""
-EVERY, AFTER, LAST = 0.12, 4.0, 2.0
+EVERY, AFTER, LAST = 0.15, 4.0, 2.0
 """Seconds between pictures, that are recorded after the end, and for which the last picture stays."""
-WAITING, PAUSE = 8, 0.3
-"""Pictures of a stretch in which no panel changes, and the seconds that each is shown at most."""
+WAITING, PAUSE = 8, 0.4
+"""Pictures of a stretch in which no panel changes, at most about, and the seconds that each is shown."""
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": True,
             "Comfy.Workflow.Persist": False, "Comfy.Notification.ShowVersionUpdates": False}  # fmt: skip
 DROP = """text => {
@@ -71,7 +71,8 @@ class Picture:
     at: float
     pixels: np.ndarray
     """[height, width, 3]"""
-    panels: str
+    panels: str | None
+    """What they show; None after the end."""
 
 
 def pictures(page: Page, url: str) -> Iterator[Picture]:
@@ -88,21 +89,22 @@ def pictures(page: Page, url: str) -> Iterator[Picture]:
         now = time.monotonic()
         with av.open(io.BytesIO(page.screenshot(clip=clip)), "r") as png:
             pixels = next(png.decode(video=0)).to_ndarray(format="rgb24")
-        yield Picture(now, pixels, page.evaluate(PANELS) if ended is None else f"{now}")
+        yield Picture(now, pixels, page.evaluate(PANELS) if ended is None else None)
         if ended is None and prompt in request(f"{url}/history/{prompt}"):
             ended = time.monotonic()
         page.wait_for_timeout(max(0.0, 1000 * (now + EVERY - time.monotonic())))
 
 
 def shortened(taken: Iterable[Picture]) -> list[Picture]:
-    """All pictures on which a panel changed, and a few of the others, at the times at which they are shown."""
+    """All pictures on which a panel changed, a few of the others before the end, and all after it, with new times."""
     kept: list[Picture] = []
-    for _, stretch in groupby(taken, key=lambda picture: picture.panels):
+    clock = 0.0
+    for panels, stretch in groupby(taken, key=lambda picture: picture.panels):
         every = list(stretch)
-        chosen = every[:: max(1, len(every) // WAITING)]
+        chosen = every if panels is None else every[:: max(1, len(every) // WAITING)]
         for picture, following in zip(chosen, [*chosen[1:], every[-1]], strict=True):
-            shown = min(PAUSE, max(EVERY, following.at - picture.at))
-            kept.append(replace(picture, at=kept[-1].at + shown if kept else 0.0))
+            kept.append(replace(picture, at=clock))
+            clock += following.at - picture.at if panels is None else PAUSE
     return kept
 
 
@@ -124,13 +126,14 @@ def write(frames: list[Picture], path: Path, quality: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="of a running ComfyUI that has this pack")
-    parser.add_argument("--quality", type=int, default=55, help="of the pictures, 0 to 100")
+    parser.add_argument("--quality", type=int, default=75, help="of the pictures, 0 to 100")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     request(f"{args.url}/api/settings", SETTINGS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=WINDOW)
+        page.set_default_timeout(300_000)
         page.goto(args.url, wait_until="domcontentloaded")
         page.wait_for_function("() => window.app?.graph && !document.querySelector('#splash-loader, .p-blockui-mask')")
         page.wait_for_function("() => document.documentElement.dataset.qarvd === 'ready'")
