@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from tqdm import tqdm
 
 LOGGER = logging.getLogger("qarvd")
 _said: set[str] = set()
@@ -18,24 +13,3 @@ def warn_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
         LOGGER.warning(text)
-
-
-class _Lines(logging.Handler):
-    """Writes messages to stderr, each on a line of its own even while a progress bar is there."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def on_stderr(level: int = logging.WARNING) -> Iterator[None]:
-    """Show what is logged from `level` on on stderr, for a program that has set up no logging of its own."""
-    handler, before = _Lines(), LOGGER.level
-    handler.setFormatter(logging.Formatter("qarvd: %(message)s"))
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(level)
-    try:
-        yield
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(before)

@@ -16,9 +16,9 @@ from typing import NoReturn
 import torch
 
 from ..errors import QarvdError
-from ..log import on_stderr
 from ..ops.linear import configure
 from .common import work_folder
+from .messages import on_stderr
 
 VERBS = ("demo", "encode", "calibrate", "quantize", "stream", "inspect", "compare", "report", "doctor")
 

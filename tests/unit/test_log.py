@@ -8,6 +8,7 @@ import pytest
 from tqdm import tqdm
 
 from qarvd import log
+from qarvd.cli.messages import on_stderr
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def test_a_warning_is_logged_once_and_reaches_the_root_logger(caplog: pytest.Log
 
 
 def test_messages_stand_on_lines_of_their_own_beside_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with log.on_stderr(), tqdm(total=3) as bar:
+    with on_stderr(), tqdm(total=3) as bar:
         bar.update()
         log.warn_once("slower")
         log.LOGGER.debug("why")
@@ -37,7 +38,7 @@ def test_messages_stand_on_lines_of_their_own_beside_a_progress_bar(capsys: pyte
 
 
 def test_debug_messages_are_shown_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    with log.on_stderr(logging.DEBUG):
+    with on_stderr(logging.DEBUG):
         log.LOGGER.debug("%d linears", 3)
     log.LOGGER.debug("too late")
     assert capsys.readouterr().err == "qarvd: 3 linears\n"
