@@ -5,6 +5,7 @@ What only ComfyUI's tests need is imported in the fixtures: tests/gpu runs where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from harness.server import Server, serve
 
 if TYPE_CHECKING:
     from harness.client import Client
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has one core: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
