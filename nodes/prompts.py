@@ -118,7 +118,7 @@ def listed(clip: Any, source: str, text: str) -> list[str]:
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     if len(lines) < LEAST:
         raise PromptError(
-            f"There are {len(lines)} prompts, but calibration needs at least {LEAST}, one a line. 24 or more of "
+            f"Calibration needs at least {LEAST} prompts, one a line, and this text has {len(lines)}. 24 or more of "
             "different kinds are much better."
         )
     return lines

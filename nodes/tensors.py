@@ -23,7 +23,7 @@ from torch import Tensor
 from ..qarvd.checkpoint.quantized import FORMATS
 from ..qarvd.ops.codecs import Codec
 from ..qarvd.ops.linear import forget, remembered, run_linear
-from ..qarvd.ops.split import ChannelSplit, to_columns
+from ..qarvd.ops.split import ChannelSplit
 from ..qarvd.ops.weight import QuantizedWeight, guard_of
 from ..qarvd.quantize.merge import grid_of, requantize
 from ..qarvd.quantize.outliers import published_split
@@ -96,7 +96,7 @@ class DualScaleLayout(QuantizedLayout):
             return weight.codes, cls.params_of(weight, tensor.dtype, tensor.device)
         codec, near = cls.CODEC, cast(Any, like).to_device(tensor.device)
         old = grid_of(codec, near.scale, near.zero)
-        columns, n_outlier = to_columns(tensor.float(), near.order), near.split.n_outlier
+        columns, n_outlier = near.split.to_columns(tensor.float()), near.split.n_outlier
         codes, grid = requantize(columns, n_outlier, codec, old, stochastic_rounding)
         zero = None if grid.zero is None else grid.zero.to(torch.int8)
         guard = guard_of(grid.scale, n_outlier)

@@ -17,7 +17,7 @@ from .checkpoint.inputs import read_embeddings
 from .checkpoint.model import Model
 from .demo import bundle
 from .demo.prompts import parse
-from .errors import PromptError, SettingError
+from .errors import PromptError, SettingError, ShapeError
 from .jobs import quantize as quantizing
 from .jobs.budget import check_target
 from .jobs.calibrate import SEED, CalibrationPlan, calibrate
@@ -78,7 +78,7 @@ def quantize(
         return quantizing.quantize(own, chosen.without_data())[0]
     texts = embeddings_of(model, prompts)
     if len(texts) < LEAST_PROMPTS:
-        raise PromptError(f"{len(texts)} prompts were given; calibration needs at least {LEAST_PROMPTS}.")
+        raise PromptError(f"Calibration needs at least {LEAST_PROMPTS} prompts; {len(texts)} were given.")
     check_target(own, chosen)
     quantizing.check_stream(chosen, chunks)
     plan = CalibrationPlan(
@@ -113,8 +113,11 @@ def stream(
     latents [batch, channels, frames, height, width]. `changes` holds prompts that take over, by the number of the chunk
     from which on they do; 2 is the second. Raises QarvdErrors, before the first chunk, for what the model cannot do.
     """
-    if chunks is not None and chunks < 1:
-        raise SettingError(f"{chunks} chunks were asked for; 1 is the least, and None streams without end.")
+    if chunks is not None and (not isinstance(chunks, int) or chunks < 1):
+        raise SettingError(f"{chunks} chunks were asked for; give a whole number from 1 on, or None for no end.")
+    if initial is not None and initial.ndim != 5:
+        needed = "[batch, channels, frames, height, width]"
+        raise ShapeError(f"The initial latents have shape {tuple(initial.shape)}; {needed} is needed.")
     preset = replace(
         model.preset,
         window=model.preset.window if window is None else window,
@@ -123,6 +126,9 @@ def stream(
     weight = model.tree.patch_embedding.weight
     texts = embeddings_of(model, prompts).to(weight)
     later = {at - 1: embeddings_of(model, other).to(weight) for at, other in (changes or {}).items()}
+    for at, other in later.items():
+        if len(other) != len(texts):
+            raise PromptError(f"changes[{at + 1}] must hold one prompt for each video: {len(texts)}, not {len(other)}.")
     frames = None if chunks is None else chunks * preset.chunk_frames
     held = None if frames is None else frames + (0 if initial is None else initial.shape[2])
     room = preset.cache(held, cache)
@@ -158,6 +164,8 @@ def latent_size(model: Model, size: tuple[int, int] | None, initial: Tensor | No
     scale = model.preset.scale
     width, height = scale.usual
     if size is not None:
+        if isinstance(size, str) or len(size) != 2 or not all(isinstance(length, int) for length in size):
+            raise SettingError(f"The size {size!r} is not (width, height) in pixels, such as (832, 480).")
         width, height = size
     elif initial is not None:
         height, width = (scale.side * length for length in initial.shape[3:])

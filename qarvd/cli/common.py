@@ -56,9 +56,13 @@ def load_any_family(name: str, preset: str | None = None) -> tuple[Model, bool]:
     return load_model(name, preset if known else STAND_IN), known
 
 
+UNTOLD = ("num_heads", "text_len")
+"""Dimensions that the shapes of tensors do not tell."""
+
+
 def alike(a: WanConfig, b: WanConfig) -> bool:
-    """Whether tensors have the same shapes in both: they tell neither the number of heads nor the length of texts."""
-    return replace(a, num_heads=b.num_heads, text_len=b.text_len) == b
+    """Whether tensors have the same shapes in both."""
+    return replace(a, **{name: getattr(b, name) for name in UNTOLD}) == b
 
 
 def model_path(name: str) -> Path:

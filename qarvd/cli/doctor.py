@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import DeviceError, QarvdError, first_line
 from ..files import home_folder, kernel_folder
 from ..jobs.placement import devices
-from ..ops.backends.registry import Standing, who_runs
+from ..ops.backends.registry import VARIABLE, Standing, who_runs
 from ..ops.cuda import cubins, nvrtc, source
 from ..ops.cuda.device import load
 from ..ops.cuda.driver import Driver
@@ -24,7 +24,7 @@ from ..ops.self_test import Check, checks, compute_dtype
 from ..report.tables import size_text, text_table
 from .common import say
 
-HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one is wrong"
+HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one fails"
 
 
 KITCHENS_CUDA = 13
@@ -39,9 +39,14 @@ def run(args: argparse.Namespace) -> int:
     cache = args.cache or kernel_folder(sys.platform, os.environ, home_folder())
     for name, value in about(cache).items():
         print(f"{name:<9} {value}")
-    right = [examine(device, cache) for device in devices()]
-    print("\nAll self-tests passed." if all(right) else "\nSELF-TESTS FAILED: results there can't be trusted.")
-    return 0 if all(right) else 1
+    verdicts = [verdict for device in devices() for verdict in examine(device, cache)]
+    if False in verdicts:
+        print("\nSELF-TESTS FAILED: results there can't be trusted.")
+    elif None in verdicts:
+        print(f"\nSome ops do not run: {VARIABLE} forces a backend that refuses them.")
+    else:
+        print("\nAll self-tests passed.")
+    return 0 if all(verdicts) else 1
 
 
 def about(cache: Path | None) -> dict[str, str]:
@@ -117,8 +122,8 @@ def _prebuilt() -> str:
     return f"{usable}; {len(why)} can't be used: {why[0]}" if why else usable
 
 
-def examine(device: torch.device, cache: Path | None) -> bool:
-    """Print what runs on one device, and whether its ops are right."""
+def examine(device: torch.device, cache: Path | None) -> list[bool | None]:
+    """Print what runs on one device, and say for each op whether it is right (None: nothing runs it)."""
     print(f"\n{device}: {_describe(device)}")
     if device.type == "cuda":
         loaded = load(device, cache, say)
@@ -126,9 +131,9 @@ def examine(device: torch.device, cache: Path | None) -> bool:
     tests, dtype, rows = checks(), compute_dtype(device), []
     for op, standings in who_runs(device).items():
         runs = any(standing.refusal is None for standing in standings)
-        rows.append((op, standings, *(_tested(tests[op], device, dtype) if runs else (False, "not run"))))
+        rows.append((op, standings, *(_tested(tests[op], device, dtype) if runs else (None, "not run"))))
     print(text_table([_row(op, standings, said) for op, standings, _, said in rows]))
-    return all(right for _, _, right, _ in rows)
+    return [right for _, _, right, _ in rows]
 
 
 def _describe(device: torch.device) -> str:

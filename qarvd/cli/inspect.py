@@ -10,7 +10,7 @@ from math import prod
 
 from ..calibrate.calibration import Calibration
 from ..checkpoint.calibration import is_calibration, load_calibration
-from ..checkpoint.model import Model
+from ..checkpoint.model import Model, read_metadata
 from ..ops.linear import QuantizedLinear
 from ..ops.weight import QuantizedWeight
 from ..quantize.model import weight_bits
@@ -18,7 +18,7 @@ from ..report.tables import size_text, text_table
 from ..stream.presets import PRESETS, find_preset
 from ..wan.config import WanConfig
 from .calibrate import print_weights
-from .common import add_model, alike, counted, load_any_family, load_model, model_path
+from .common import UNTOLD, add_model, alike, counted, load_any_family, load_model, model_path
 
 HELP = "say what a checkpoint, or a file of statistics, is: family, dimensions, what is quantized and how"
 UNKNOWN = "not named in the file; if it is autoregressive (a bidirectional model looks the same), it is of one of these"
@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> None:
         return
     model, known = load_any_family(args.model, args.preset)
     print(f"family      {f'{model.preset_name}: {model.preset}' if known else UNKNOWN}")
-    print(f"dimensions  {asdict(model.config)}")
-    print(f"size        {size_text(path.stat().st_size)}; the checksum, if the file has one, is right")
+    print(f"dimensions  {dimensions(model.config, known)}")
+    checked = "the checksum is right" if "checksum" in read_metadata(path) else "it has no checksum"
+    print(f"size        {size_text(path.stat().st_size)}; {checked}")
     quantized = {n: m.weight for n, m in model.tree.named_modules() if isinstance(m, QuantizedLinear)}
     print(f"parameters  {parameters(model):,}")
     print(f"tensors     {tensors_text(model, quantized)}")
@@ -46,6 +47,12 @@ def run(args: argparse.Namespace) -> None:
         print(text_table([linear_row(name, weight) for name, weight in quantized.items()]))
     if not known:
         print(text_table([preset_row(name) for name in fitting_presets(model.config)]))
+
+
+def dimensions(config: WanConfig, known: bool) -> dict[str, object]:
+    """A model's dimensions; without those that tensors do not tell, if its family is not known."""
+    found = asdict(config)
+    return found if known else {name: found[name] for name in found if name not in UNTOLD}
 
 
 def fitting_presets(config: WanConfig) -> list[str]:

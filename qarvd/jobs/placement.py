@@ -35,8 +35,9 @@ def place(model: Model, device: torch.device) -> None:
     """Move to `device` in the dtype it computes in (float32 on a CPU, else bfloat16), and load its kernels."""
     if device.type == "cuda":
         loaded = load_kernels(device)
-        if isinstance(loaded, str):
-            LOGGER.warning("The CUDA kernels can't be used: %s. Plain torch is used instead.", loaded)
+        if isinstance(loaded, str) and torch.version.cuda:
+            said = "The CUDA kernels can't be used: %s. Other code runs instead; `python -m qarvd doctor` says which."
+            LOGGER.warning(said, loaded)
     model.tree.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 

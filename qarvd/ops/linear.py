@@ -51,10 +51,11 @@ def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
     `plainly` takes the reference, which lays nothing out. While a graph is traced, or a card refuses for now, nothing
     is kept.
     """
-    if weight.prepared is not None:
+    traced = torch.compiler.is_compiling()
+    if weight.prepared is not None and (weight.prepared.traces or not traced):
         return weight.prepared
-    if torch.compiler.is_compiling():
-        return REFERENCE.prepare(weight)
+    if traced:
+        return (REFERENCE if _dispatches(weight.codes.device) else WEIGHT_ONLY).prepare(weight)
     reason = None if plainly else registry.refused_for_now(weight)
     if reason:
         warn_once(f"Quantized linears are dequantized at every call, which is slow, until this has passed: {reason}.")
@@ -65,6 +66,15 @@ def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
     if not plainly:
         _tell(weight, backend)
     return prepared
+
+
+@torch.compiler.assume_constant_result
+def _dispatches(where: torch.device) -> bool:
+    """Whether torch has a kernel for the linear on `where`; else a graph that is traced dequantizes weights there."""
+    runs = registry.is_dispatched(where)
+    if not runs:
+        warn_once("torch.compile runs linears with their weights dequantized at every call here, for want of a kernel.")
+    return runs
 
 
 def _tell(weight: QuantizedWeight, backend: Backend) -> None:

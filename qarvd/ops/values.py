@@ -83,5 +83,7 @@ class Prepared:
     """Tokens [..., in] and a bias [out] -> [..., out] of the tokens' dtype."""
     run_quantized: Callable[[QuantizedActivation, Tensor | None], Tensor] | None = None
     """The same of tokens that were quantized for several linears; None if this backend can't share them."""
+    traces: bool = True
+    """Whether `run` can be part of a graph of torch.compile."""
     few: int = 0
     """Up to this many tokens are multiplied as they are, so that quantizing them for several linears gains nothing."""

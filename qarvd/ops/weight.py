@@ -23,7 +23,8 @@ class QuantizedWeight:
     """Codes in the kernel's column order, with a scale for each of the two ranges.
 
     `codes` are the codec's bytes of int8 [out, in]; `scale` is float32 [out, 2] (outlier, normal); `zero`, if the
-    weight is asymmetric, int8 [out, 2]: a weight is scale * (code - zero). Raises ShapeError for what does not fit.
+    weight is asymmetric, int8 [out, 2]: a weight is scale * (code - zero). `order` and `guard` follow from split and
+    scale: to change those, make a new weight rather than `replace` them. Raises ShapeError for what does not fit.
     """
 
     codec: Codec

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calibrate.stats import LayerStats
 from ..ops import reference
 from ..ops.codecs import Codec
-from ..ops.split import ALIGNMENT, ChannelSplit, to_columns
+from ..ops.split import ALIGNMENT, ChannelSplit
 from .grid import fit_grid, to_codes
 from .outliers import column_norms
 
@@ -68,15 +68,15 @@ def output_error(
 ) -> float:
     """Estimated squared error of the output over its square, both frame-weighted means over tokens."""
     order, n = split.order(weight.device), split.n_outlier
-    columns = to_columns(weight.detach().float(), order)
+    columns = split.to_columns(weight.detach().float())
     grid = fit_grid(columns, n, codec, symmetric, clips=COARSE)
     scale, zero = grid.per_column(n, split.channels)
     difference = scale * (to_codes(columns, scale, zero, grid.low, grid.high) - zero) - columns
-    of_weight = (difference.square() @ to_columns(power, order)).sum()
+    of_weight = (difference.square() @ split.to_columns(power)).sum()
 
     x, w = stats.samples, stats.sample_weight
     codes, steps, _ = reference.quantize_activation(x, order, n, 0.0)
-    x = to_columns(x, order)
+    x = split.to_columns(x)
     part = (torch.arange(split.channels, device=x.device) >= n).long()
     noise = codes.float() * steps[:, part] - x  # [samples, in]
     mean = w / w.sum()

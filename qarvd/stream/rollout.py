@@ -49,7 +49,7 @@ def roll_out(
     """
     for text in (embeddings, *prompts.values()):
         if len(seeds) != len(text):
-            raise ShapeError(f"There are {len(seeds)} seeds for {len(text)} prompts; give one for each.")
+            raise ShapeError(f"Give one seed for each prompt; {len(seeds)} for {len(text)} were given.")
     check_prompts(prompts, None if frames is None else -(-frames // preset.chunk_frames))
     frame_tokens(config, *size)  # refuses a size that does not divide, before the text is encoded
     before = 0 if initial is None else initial.shape[2]

@@ -43,10 +43,13 @@ class Scale:
         _, rows, columns = config.patch_size
         near = _nearest(width, self.side * columns), _nearest(height, self.side * rows)
         if near != (width, height):
+            unit = self.side * columns, self.side * rows
+            both = f"both must be multiples of {unit[0]}"
+            if unit[0] != unit[1]:
+                both = f"the width must be a multiple of {unit[0]} and the height of {unit[1]}"
             raise SettingError(
-                f"A video of {width} x {height} pixels (width x height) can't be made: the width must be a multiple of "
-                f"{self.side * columns} and the height one of {self.side * rows}, {MOST_PIXELS} at most; the nearest "
-                f"is {near[0]} x {near[1]}."
+                f"A video of {width} x {height} pixels (width x height) can't be made: {both}, {MOST_PIXELS} at most; "
+                f"the nearest is {near[0]} x {near[1]}."
             )
         return height // self.side, width // self.side
 

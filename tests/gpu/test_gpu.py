@@ -193,6 +193,18 @@ def test_a_captured_graph_gives_what_calls_give(card: torch.device, bits: int, r
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_prepared_linear_is_captured_at_its_first_call(card: torch.device, bits: int) -> None:
+    layer, x = linear_case(bits, 200, 256, 8, 2, "float16", 0)
+    layer, x = layer.to(card), x.to(card)
+    layer.prepare()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer(x)
+    graph.replay()
+    assert torch.equal(captured, layer(x))
+
+
 def test_kernels_run_on_the_stream_that_torch_works_on(card: torch.device) -> None:
     layer, x = linear_case(8, 300, 512, 16, 2, "float16", 0)
     layer = layer.to(card)

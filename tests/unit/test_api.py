@@ -184,11 +184,15 @@ def test_an_endless_stream_is_stopped_by_break(tiny: Model, text: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "no chunks": ({"chunks": 0}, SettingError, "0 chunks were asked for; 1 is the least"),
+    "no chunks": ({"chunks": 0}, SettingError, "0 chunks were asked for; give a whole number from 1 on"),
+    "half a chunk": ({"chunks": 2.5}, SettingError, "2.5 chunks were asked for; give a whole number"),
     "size": ({"size": (60, 104)}, SettingError, "60 x 104 pixels"),
+    "size as a text": ({"size": "832x480"}, SettingError, r"'832x480' is not \(width, height\) in pixels"),
+    "half a size": ({"size": (832,)}, SettingError, r"\(832,\) is not \(width, height\) in pixels"),
     "cache": ({"cache": "int3"}, SettingError, "no cache codec 'int3'"),
     "change at the start": ({"changes": {1: "text"}}, SettingError, "the first change can be at chunk 2"),
     "change after the end": ({"changes": {8: "text"}}, SettingError, "the video ends with chunk 7"),
+    "initial of one video": ({"initial": torch.zeros(16, 3, 4, 4)}, ShapeError, r"\(16, 3, 4, 4\); \[batch, channels"),
     "initial": ({"initial": torch.zeros(2, 16, 3, 4, 4)}, ShapeError, "initial latents have shape"),
 }
 
@@ -209,8 +213,9 @@ def test_bad_prompts_and_recipes_are_refused(tiny: Model, prompts: Path, tmp_pat
         (lambda: stream(tiny, []), PromptError, "No prompt was given"),
         (lambda: stream(tiny, "a cat on a sofa"), PromptError, "a cat on a sofa"),
         (lambda: stream(load("demo"), "a cat"), PromptError, "a cat"),
+        (lambda: stream(tiny, few, changes={2: prompts}), PromptError, r"changes\[2\] must hold .* 3, not \d"),
         (lambda: quantize(tiny, "w2a2"), SettingError, "no recipe 'w2a2'; choose from w8a8, w4a8"),
-        (lambda: quantize(tiny, "w4a8", few), PromptError, "3 prompts were given; calibration needs at least 4"),
+        (lambda: quantize(tiny, "w4a8", few), PromptError, "Calibration needs at least 4 prompts; 3 were given"),
         (lambda: quantize(tiny, budget), SettingError, "need calibration; give prompts"),
         (lambda: quantize(tiny, Recipe(target="1KB"), prompts), SettingError, "1KB"),
         (lambda: quantize(tiny, Recipe(stream_chunks=1), prompts), SettingError, "1 chunk"),

@@ -116,6 +116,8 @@ def test_the_environment_forces_one(
     assert main(["doctor"]) == code
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in printed if line.startswith("dual_scale_linear")] == [runs, runs]
+    verdict = "Some ops do not run: QARVD_BACKEND forces a backend that refuses them."
+    assert printed[-1] == (verdict if code else "All self-tests passed.")
     monkeypatch.setenv(VARIABLE, "none of them")
     assert main(["doctor"]) == 2 and "no backend 'none of them'" in capsys.readouterr().err
 
@@ -151,6 +153,49 @@ def test_a_freshly_moved_layer_compiles_into_one_graph(codec: Codec, prepared: b
     expected = layer(x)
     assert torch.equal(actual, expected) if prepared else (actual - expected).norm() < 1e-2 * expected.norm()
     assert layer.weight.prepared is not None, "what a trace made is not kept"
+
+
+@pytest.mark.parametrize("name", ["cpu", "weight-only", "comfy-kitchen", "reference"])
+@every_codec
+def test_a_layer_that_has_run_compiles_into_one_graph(codec: Codec, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    backend = replace(named(name), refuses=lambda weight: None)
+    monkeypatch.setattr(registry, "BACKENDS", (backend,))
+    layer = QuantizedLinear(weight_of(codec), torch.ones(24))
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    actual = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    assert (actual - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "calls"),
+    [("meta", None, False), ("meta", "reference", True), ("cpu", None, True), ("cpu", "weight-only", False)],
+)
+def test_a_graph_calls_the_op_where_a_kernel_runs_it_and_else_dequantizes(
+    where: str, name: str | None, calls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The op in plain torch is many times slower than dequantized weights: on a card without kernels, say."""
+    torch._dynamo.reset()
+    force(name)
+    weight = weight_of(CODECS["int4"]).to(where)
+    graphs: list[str] = []
+
+    def capture(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    linear = torch.compile(lambda x: run_linear(x, weight, None), fullgraph=True, backend=capture)
+    linear(torch.ones(64, 96, device=where))
+    assert ("qarvd.dual_scale_linear" in graphs[0]) == calls
+    assert ("dequantized at every call" in caplog.text) == (not calls)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference", "weight-only", "comfy-kitchen"])
+@every_codec
+def test_no_tokens_are_no_error(codec: Codec, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "BACKENDS", (replace(named(name), refuses=lambda weight: None),))
+    assert run_linear(torch.ones(3, 0, 96), weight_of(codec), torch.ones(24)).shape == (3, 0, 24)
 
 
 @every_codec

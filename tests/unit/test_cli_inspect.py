@@ -33,6 +33,8 @@ def test_a_file_that_names_no_family_is_described_with_the_families_it_may_be_of
     told = rows(run("inspect", plain))
     assert told["family"].startswith("not named in the file")
     assert "'dim': 64, 'ffn_dim': 128" in told["dimensions"] and "'num_layers': 2" in told["dimensions"]
+    assert "num_heads" not in told["dimensions"] and "text_len" not in told["dimensions"], "no tensor tells them"
+    assert told["size"].endswith("it has no checksum")
     assert told["parameters"] == f"{sum(p.numel() for p in model.tree.parameters()):,}"
     kinds = [model.dtypes[key] for key in model.tree.state_dict()]
     assert f"{kinds.count(torch.float16)} float16" in told["tensors"]
@@ -47,6 +49,8 @@ def test_the_family_is_told_where_it_is_known_and_others_are_not(run: Run, plain
     for told in (rows(run("inspect", plain, "--preset", "causvid")), rows(run("inspect", model_file))):
         assert told["family"].split(":")[0] in ("causvid", "self-forcing")
         assert not set(told) & set(PRESETS)
+        assert "'num_heads': " in told["dimensions"]
+    assert told["size"].endswith("the checksum is right")
 
 
 def test_only_the_demos_dimensions_are_the_demos(run: Run, tmp_path: Path) -> None:
@@ -64,6 +68,8 @@ def test_a_quantized_file_without_metadata_is_described_by_its_layers(
     assert told["family"].startswith("not named") and told["tensors"] == whole["tensors"]
     assert told["blocks.0.ffn.2"] == whole["blocks.0.ffn.2"]
     count = f"{sum(p.numel() for p in model.tree.parameters()):,}"
+    assert "num_heads" not in told["dimensions"] and "text_len" not in told["dimensions"], "no tensor tells them"
+    assert told["size"].endswith("it has no checksum")
     assert told["parameters"] == whole["parameters"] == count  # a weight counts once, whatever bits it has
 
 

@@ -23,7 +23,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "size in words": (["--size", "large"], "not WIDTHxHEIGHT in pixels"),
     "size of three": (["--size", "4x4x4"], "not WIDTHxHEIGHT in pixels"),
     "size 0": (["--size", "0x32"], "the nearest is 16 x 32"),
-    "size that does not divide": (["--size", "830x480"], "multiple of 16 and the height one of 16, 8192 at most"),
+    "size that does not divide": (["--size", "830x480"], "both must be multiples of 16, 8192 at most"),
     "size in latents": (["--size", "60x104"], "60 x 104 pixels (width x height) can't be made"),
     "size without end": (["--size", "832x99999"], "the nearest is 832 x 8192"),
     "endless digits": (["--size", "9" * 5000 + "x480"], "not WIDTHxHEIGHT in pixels"),

@@ -133,7 +133,7 @@ def test_changes_outside_of_the_video_and_prompts_for_another_number_of_videos_a
     ):
         with pytest.raises(SettingError, match=words):
             run(9, at)
-    with pytest.raises(ShapeError, match="1 seeds for 2 prompts"):
+    with pytest.raises(ShapeError, match="one seed for each prompt; 1 for 2 were given"):
         run(9, 1, embeddings.expand(2, -1, -1))
     with pytest.raises(ShapeError, match="prompt embeddings"):
         run(9, 1, torch.zeros(1, 4, 99))

@@ -176,7 +176,7 @@ def test_going_on_from_latents_equals_having_generated_them(shared_model: Model,
 
 
 def test_seeds_and_prompts_must_agree_in_number(shared_model: Model, embeddings: Tensor) -> None:
-    with pytest.raises(ShapeError, match="2 seeds for 1 prompts"):
+    with pytest.raises(ShapeError, match="one seed for each prompt; 2 for 1 were given"):
         roll_out(shared_model.tree, shared_model.config, PRESETS["demo"], embeddings, SIZE, 3, [1, 2])
 
 

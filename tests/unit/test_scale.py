@@ -29,9 +29,7 @@ def test_a_size_in_pixels_is_one_in_latents() -> None:
     ],
 )
 def test_a_size_that_cannot_be_made_is_refused_with_the_nearest_that_can(width: int, height: int, nearest: str) -> None:
-    told = (
-        f"{width} x {height} pixels .* multiple of 16 and the height one of 16, 8192 at most; the nearest is {nearest}"
-    )
+    told = f"{width} x {height} pixels .* both must be multiples of 16, 8192 at most; the nearest is {nearest}"
     with pytest.raises(SettingError, match=told):
         WAN.latent_size(CONFIG, width, height)
 

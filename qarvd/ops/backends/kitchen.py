@@ -89,6 +89,8 @@ def prepare_with(int8_linear: Int8Linear, weight: QuantizedWeight) -> Prepared:
     shift = None if weight.zero is None else weight.scale * weight.zero.float()  # [out, 2]
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        if not x.numel():
+            return x.new_empty(*x.shape[:-1], len(normal))
         columns = to_columns(x, order)
         bias = None if bias is None else bias.to(x.dtype)
         out = int8_linear(columns[..., n:], normal, normal_scale, bias, x.dtype)
@@ -102,7 +104,7 @@ def prepare_with(int8_linear: Int8Linear, weight: QuantizedWeight) -> Prepared:
             out = (out.float() - sums @ shift.T).to(x.dtype)
         return out
 
-    return Prepared(run)
+    return Prepared(run, traces=False)
 
 
 KITCHEN = Backend("comfy-kitchen", refuses, prepare)

@@ -28,7 +28,7 @@ BACKENDS: tuple[Backend, ...] = (CPU, CUDA, KITCHEN, WEIGHT_ONLY, REFERENCE)
 """All that run linears, fastest first."""
 
 VARIABLE = "QARVD_BACKEND"
-"""What the command line and the nodes read the name of a forced backend from."""
+"""What the command line, the nodes and the Python API read the name of a forced backend from."""
 
 _forced: list[Backend] = []
 
@@ -61,6 +61,16 @@ def choose(weight: QuantizedWeight) -> Backend:
             raise SettingError(f"The backend {backend.name} was asked for ({VARIABLE}), but it can't run: {reason}.")
         return backend
     return next(backend for backend in BACKENDS if backend.refuses(weight) is None)
+
+
+def is_dispatched(where: torch.device) -> bool:
+    """Whether a graph on `where` should call the op, which torch dispatches, as CUDA and REFERENCE do.
+
+    If no backend is forced: on a CPU, which has no faster code that can be traced, and where our kernels run.
+    """
+    for backend in _forced:
+        return backend in (CPU, CUDA, REFERENCE)
+    return where.type == "cpu" or device.refuses(where) is None
 
 
 def refused_for_now(weight: QuantizedWeight) -> ForNow | None:
