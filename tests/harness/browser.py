@@ -34,9 +34,9 @@ QUIET = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Notification.ShowVersionUpdates": False,
 }
-# A file that is dropped while the page blocks itself can leave it blocked for good.
-READY = """() => window.app?.graph && window.app?.canvas
-  && !document.querySelector("#splash-loader") && !document.querySelector(".p-blockui-mask")"""
+READY = """() => window.app?.graph && window.app?.canvas && !document.querySelector("#splash-loader")"""
+# A file that is dropped while the page blocks itself, as it does while it opens one, can leave it blocked for good.
+UNBLOCKED = """() => !document.querySelector(".p-blockui-mask")"""
 DROP = """([text, name]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([text], name, {type: "application/json"}));
@@ -85,6 +85,7 @@ class Canvas:
     def drop(self, workflow: Path) -> None:
         """Drop a file on the canvas; returns when its nodes are there."""
         text = workflow.read_text()
+        self.page.wait_for_function(UNBLOCKED, timeout=60000)
         self.page.evaluate("() => window.app.graph.nodes.forEach(node => { node.before_drop = true; })")
         self.page.evaluate(DROP, [text, workflow.name])
         self.page.wait_for_function(DROPPED, arg=len(json.loads(text)["nodes"]), timeout=20000)
