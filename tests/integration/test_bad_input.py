@@ -134,7 +134,7 @@ CASES: Mapping[str, Bad] = {
     "three prompts": Bad(
         shown(DEMO | {"prompts": ("QarvdEncodePrompts", {"clip": ["demo", 3], **THREE})}, "prompts"),
         "prompts",
-        ("3 prompts", "at least 4"),
+        ("at least 4 prompts", "has 3"),
     ),
     "calibration prompts of another text encoder": Bad(
         calibrated("model") | loaded(models.STRANGER, "self-forcing"),
