@@ -1,6 +1,8 @@
 """The ComfyUI node pack: what ComfyUI looks for when it loads this folder. The library it shows is `qarvd/`."""
 
-from importlib import import_module
+import sys
+from importlib import util
+from pathlib import Path
 
 WEB_DIRECTORY = "./web"
 
@@ -12,11 +14,16 @@ async def comfy_entrypoint():
     return Extension()
 
 
-def __getattr__(name: str):
-    """The library's functions: above a checkout called `qarvd`, `from qarvd import load` finds this pack."""
-    if name in ("load", "quantize", "save", "stream"):
-        return getattr(import_module(".qarvd", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _give_way_to_the_library() -> None:
+    """In the folder above a checkout called `qarvd`, Python takes this pack for the library of that name: become it."""
+    folder = Path(__file__).with_name("qarvd")
+    spec = util.spec_from_file_location(__name__, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    sys.modules[__name__] = library = util.module_from_spec(spec)
+    spec.loader.exec_module(library)
 
+
+if __name__ == "qarvd":  # ComfyUI gives the pack a name of its own
+    _give_way_to_the_library()
 
 __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

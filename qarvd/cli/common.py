@@ -31,10 +31,10 @@ MOST_FRAMES = 100_000
 """Latent frames of a clip: seven hours."""
 
 
-def add_model(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Positional model files and the choice of their family."""
+def add_model(parser: argparse.ArgumentParser, *names: str, also: str = "") -> None:
+    """Positional model files, or what they may `also` be, and the choice of their family."""
     for name in names:
-        parser.add_argument(name, help="a checkpoint file, or 'demo' for the bundled model")
+        parser.add_argument(name, help=f"a checkpoint file, or 'demo' for the bundled model{also}")
     parser.add_argument(
         "--preset", choices=PRESETS, help="the family of the checkpoint, if the file does not record it"
     )

@@ -26,8 +26,8 @@ HELP = "compare two checkpoints layer by layer, or two clips (latents or mp4) fr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, "a", "b")
-    parser.add_argument("--chunk-frames", type=int, default=3, help="frames per row when comparing clips")
+    add_model(parser, "a", "b", also="; or a clip: latents (.safetensors) or a video (.mp4)")
+    parser.add_argument("--chunk-frames", type=int, default=3, help="frames per row when comparing clips (3)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from ..ops.cuda.device import load
 from ..ops.cuda.driver import Driver
 from ..ops.self_test import Check, checks, compute_dtype
 from ..report.tables import size_text, text_table
-from .common import say
+from .common import counted, say
 
 HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one fails"
 
@@ -81,7 +81,9 @@ def _kitchen() -> str:
     try:
         version = metadata.version("comfy-kitchen")
     except metadata.PackageNotFoundError:
-        return "comfy-kitchen is not installed; only ComfyUI's own quantized formats need it"
+        return (
+            "comfy-kitchen is not installed; ComfyUI's own quantized formats need it, and cards that our kernels refuse"
+        )
     try:
         backends = import_module("comfy_kitchen").registry.list_backends()
         fast = [name for name in ("cuda", "hip") if name in backends and backends[name]["available"]]
@@ -138,7 +140,7 @@ def examine(device: torch.device, cache: Path | None) -> list[bool | None]:
 
 def _describe(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        return f"{torch.backends.cpu.get_cpu_capability()}, {counted(torch.get_num_threads(), 'thread')}"
     if device.type != "cuda":
         return "runs in plain torch"
     has = torch.cuda.get_device_properties(device)

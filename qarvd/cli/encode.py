@@ -71,6 +71,8 @@ def text_encoder(folder: Path, device: torch.device) -> Callable[[str], Tensor]:
             'encode needs the transformers package: pip install "transformers>=4.56", or use ComfyUI\'s Python, which '
             "has it."
         ) from error
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no folder {folder}; download the text encoder first, and name its folder.")
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise CheckpointError(

@@ -25,7 +25,7 @@ UNKNOWN = "not named in the file; if it is autoregressive (a bidirectional model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, "model")
+    add_model(parser, "model", also="; or a file of statistics")
 
 
 def run(args: argparse.Namespace) -> None:

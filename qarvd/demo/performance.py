@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.model import load
+from ..log import LOGGER
 from .experiment import clip, samples
 
 
@@ -30,7 +31,7 @@ class Performance:
 
 def measure(path: Path, chunks: int) -> Performance:
     """Stream the demo checkpoint at `path` in a new process, after one chunk to warm up."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), _keep_quiet) as process:
         return process.submit(_measure, path, chunks, torch.get_num_threads()).result()
 
 
@@ -48,8 +49,9 @@ def _measure(path: Path, chunks: int, threads: int) -> Performance:
     return Performance(steps[0], statistics.median(steps), peak_memory())
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is for the parent, which then drops this process."""
+def _keep_quiet() -> None:
+    """What is to be said, the parent has said; and Ctrl-C is for it: it then drops this process."""
+    LOGGER.disabled = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -79,6 +79,9 @@ def test_bad_input_is_refused_in_a_sentence(
     assert "empty.txt holds no prompts; write one a line." in refused(
         "encode", tmp_path / "empty.txt", "--encoder", encoder, *to
     )
+    assert f"There is no folder {tmp_path / 'none'}; download" in refused(
+        "encode", sentences, "--encoder", tmp_path / "none", *to
+    )
     said = refused("encode", sentences, "--encoder", tmp_path, *to)
     assert f"{tmp_path} has no subfolder tokenizer and no text_encoder; give the folder of a release" in said
     (tmp_path / "hollow" / "tokenizer").mkdir(parents=True)

@@ -34,14 +34,16 @@ def test_the_command_line_runs_above_a_checkout(tmp_path: Path, way: str, path: 
     assert bad.communicate(timeout=100)[1] == "qarvd: There is no file nowhere.pt.\n" and bad.returncode == 2
 
 
-def test_the_functions_are_found_above_a_checkout(tmp_path: Path) -> None:
+def test_the_library_is_found_once_above_a_checkout(tmp_path: Path) -> None:
     linked(tmp_path / "qarvd", ROOT)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     code = (
-        "import qarvd; assert not hasattr(qarvd, 'NODE_CLASS_MAPPINGS') and qarvd.WEB_DIRECTORY;"
-        "from qarvd import load, quantize, stream; model = load('demo');"
-        "print(*[chunk.latents.shape[2] for chunk in stream(model, 'a 7 moving left', 2)])"
+        "from qarvd import load, quantize, stream; from qarvd.errors import QarvdError; import sys\n"
+        "try: load('nowhere.pt')\n"
+        "except QarvdError as error: print(error)\n"
+        "model = load('demo'); print(*[chunk.latents.shape[2] for chunk in stream(model, 'a 7 moving left', 2)])\n"
+        "print(*[name for name in sys.modules if name.startswith('qarvd.qarvd')])"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.stdout.split() == ["3", "3"], done.stderr
+    assert done.stdout.splitlines() == ["There is no file nowhere.pt.", "3 3", ""], done.stderr
