@@ -12,6 +12,7 @@ from tiny.commands import arguments, no_work, out, prompts, refused, run, text  
 from tiny.model import CONFIG, embeddings, model, model_file, one_thread, shared_model, tiny_model  # noqa: F401
 
 from .checkpoint_files import quantized, quantized_file  # noqa: F401
+from .fake_card import machine, prebuilt  # noqa: F401
 from .small_disk import small_disk  # noqa: F401
 
 

@@ -16,7 +16,7 @@ from qarvd.errors import SettingError
 from qarvd.ops import self_test
 from qarvd.ops.backends import registry
 from qarvd.ops.backends.base import Backend
-from qarvd.ops.backends.registry import BACKENDS, VARIABLE, choose, force, forced
+from qarvd.ops.backends.registry import BACKENDS, VARIABLE, choose, force, forced, who_runs
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear, prepare, run_linear
 from qarvd.ops.split import ChannelSplit
@@ -206,3 +206,20 @@ def test_a_move_carries_what_was_derived(codec: Codec) -> None:
     assert moved.order is not None and moved.order.device.type == "meta"
     run_linear(torch.zeros(1, 96), weight, None)
     assert weight.prepared is not None and weight.to("cpu").prepared is None
+
+
+def test_the_table_says_for_every_op_what_torch_will_run() -> None:
+    table = who_runs(torch.device("cpu"))
+    assert set(table) == {
+        "quantize_activation", "dual_scale_linear w4a8", "dual_scale_linear w8a8", "kv_append", "kv_attention"
+    }  # fmt: skip
+    for op, standings in table.items():
+        chosen = next(standing for standing in standings if standing.refusal is None)
+        assert standings[-1] == ("reference", None)
+        if not op.startswith("dual"):
+            own = torch._C._dispatch_has_kernel_for_dispatch_key(f"qarvd::{op}", "CPU")
+            assert chosen.backend == ("cpu" if own else "reference")
+            assert standings[0] == ("cuda", "the tensors are on cpu")
+    for op, standings in who_runs(torch.device("meta")).items():
+        willing = [standing.backend for standing in standings if standing.refusal is None]
+        assert willing == (["weight-only", "reference"] if op.startswith("dual") else ["reference"])
