@@ -164,7 +164,7 @@ def latent_size(model: Model, size: tuple[int, int] | None, initial: Tensor | No
     scale = model.preset.scale
     width, height = scale.usual
     if size is not None:
-        if isinstance(size, str) or len(size) != 2 or not all(isinstance(length, int) for length in size):
+        if not isinstance(size, tuple | list) or len(size) != 2 or not all(isinstance(length, int) for length in size):
             raise SettingError(f"The size {size!r} is not (width, height) in pixels, such as (832, 480).")
         width, height = size
     elif initial is not None:

@@ -1,4 +1,4 @@
-"""`doctor`: who runs each op on this machine and why not the others, and whether they do it right."""
+"""`doctor`: who runs each op on this machine and why no faster one does, and whether they do it right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..ops.self_test import Check, checks, compute_dtype
 from ..report.tables import size_text, text_table
 from .common import counted, say
 
-HELP = "say which backend runs each op on this machine, why not the others, and test them; exit code 1 if one fails"
+HELP = "say which backend runs each op here, why no faster one does, and test them; exit code 1 if one fails"
 
 
 KITCHENS_CUDA = 13

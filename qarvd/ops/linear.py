@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..errors import ShapeError
 from ..files import home_folder, kernel_folder
 from ..log import LOGGER, warn_once
-from .backends import registry
+from .backends import registry, weight_only
 from .backends.base import Backend, quantize
 from .backends.reference import REFERENCE
 from .backends.weight_only import WEIGHT_ONLY
@@ -55,7 +55,7 @@ def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
     if weight.prepared is not None and (weight.prepared.traces or not traced):
         return weight.prepared
     if traced:
-        return (REFERENCE if _dispatches(weight.codes.device) else WEIGHT_ONLY).prepare(weight)
+        return (REFERENCE if _calls_op(weight.codes.device) else WEIGHT_ONLY).prepare(weight)
     reason = None if plainly else registry.refused_for_now(weight)
     if reason:
         warn_once(f"Quantized linears are dequantized at every call, which is slow, until this has passed: {reason}.")
@@ -69,12 +69,12 @@ def prepare(weight: QuantizedWeight, plainly: bool = False) -> Prepared:
 
 
 @torch.compiler.assume_constant_result
-def _dispatches(where: torch.device) -> bool:
-    """Whether torch has a kernel for the linear on `where`; else a graph that is traced dequantizes weights there."""
-    runs = registry.is_dispatched(where)
-    if not runs:
-        warn_once("torch.compile runs linears with their weights dequantized at every call here, for want of a kernel.")
-    return runs
+def _calls_op(where: torch.device) -> bool:
+    """`registry.calls_op`, decided while a graph is traced; what is slow is said once, as in `_tell`."""
+    calls = registry.calls_op(where)
+    if not calls:
+        warn_once(weight_only.CAVEAT)
+    return calls
 
 
 def _tell(weight: QuantizedWeight, backend: Backend) -> None:

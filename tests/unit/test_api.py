@@ -188,6 +188,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "half a chunk": ({"chunks": 2.5}, SettingError, "2.5 chunks were asked for; give a whole number"),
     "size": ({"size": (60, 104)}, SettingError, "60 x 104 pixels"),
     "size as a text": ({"size": "832x480"}, SettingError, r"'832x480' is not \(width, height\) in pixels"),
+    "one length": ({"size": 832}, SettingError, r"832 is not \(width, height\) in pixels"),
     "half a size": ({"size": (832,)}, SettingError, r"\(832,\) is not \(width, height\) in pixels"),
     "cache": ({"cache": "int3"}, SettingError, "no cache codec 'int3'"),
     "change at the start": ({"changes": {1: "text"}}, SettingError, "the first change can be at chunk 2"),

@@ -1,4 +1,4 @@
-"""`doctor` says who runs each op and why not the others, and fails where an op is wrong."""
+"""`doctor` says who runs each op and why no faster one does, and fails where an op is wrong."""
 
 from __future__ import annotations
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from qarvd.checkpoint.model import Model
 from qarvd.errors import SettingError
-from qarvd.jobs.placement import devices, pick_device
+from qarvd.jobs import placement
+from qarvd.jobs.placement import devices, pick_device, place
 from qarvd.ops.self_test import compute_dtype
 
 
@@ -44,6 +48,19 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch: p
     here(monkeypatch, "mps", 1)
     with pytest.raises(SettingError, match=r"no device 'cuda' here; choose from cpu, auto, mps:0, mps\."):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("cuda", ["13.0", None], ids=["CUDA", "ROCm"])
+def test_a_card_that_our_kernels_refuse_is_warned_of_where_they_could_run(
+    cuda: str | None, shared_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(placement, "load_kernels", lambda device: "the driver is too old")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    place(replace(shared_model, tree=torch.nn.Identity()), torch.device("cuda"))
+    told = (
+        "The CUDA kernels can't be used: the driver is too old. Other code runs instead; `python -m qarvd doctor` says"
+    )
+    assert caplog.text.count(told) == (1 if cuda else 0) == len(caplog.records)
 
 
 @pytest.mark.parametrize(

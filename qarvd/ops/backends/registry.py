@@ -63,13 +63,14 @@ def choose(weight: QuantizedWeight) -> Backend:
     return next(backend for backend in BACKENDS if backend.refuses(weight) is None)
 
 
-def is_dispatched(where: torch.device) -> bool:
-    """Whether a graph on `where` should call the op, which torch dispatches, as CUDA and REFERENCE do.
+def calls_op(where: torch.device) -> bool:
+    """Whether a graph of torch.compile on `where` should call the op, as REFERENCE does, or dequantize weights.
 
-    If no backend is forced: on a CPU, which has no faster code that can be traced, and where our kernels run.
+    Backends that lay weights out can't do so in a graph. So the op is for CPUs, where it gives the same but for
+    rounding, and for cards with our kernels, unless a backend is forced that does not quantize tokens as the op does.
     """
-    for backend in _forced:
-        return backend in (CPU, CUDA, REFERENCE)
+    if _forced:
+        return _forced[0] not in (WEIGHT_ONLY, KITCHEN)
     return where.type == "cpu" or device.refuses(where) is None
 
 

@@ -13,6 +13,8 @@ from ..values import Prepared
 from ..weight import QuantizedWeight, restore
 from .base import Backend
 
+CAVEAT = "Quantized linears are dequantized at every call here: smaller, but slower than full precision."
+
 
 def refuses(weight: QuantizedWeight) -> str | None:
     """Why weights are not dequantized here."""
@@ -34,7 +36,5 @@ WEIGHT_ONLY = Backend(
     "weight-only",
     refuses,
     prepare,
-    caveat=lambda weight: (
-        "Quantized linears are dequantized at every call here: smaller, but slower than full precision."
-    ),
+    caveat=lambda weight: CAVEAT,
 )
