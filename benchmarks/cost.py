@@ -27,7 +27,7 @@ from qarvd.jobs.calibrate import MEASURED_IN_TIME
 from qarvd.jobs.quantize import ON_CARD
 from qarvd.jobs.time_budget import CHOOSING, FITTING, MINUTES, Clock, RemainingWork
 from qarvd.quantize.blockwise import quantize_blockwise
-from qarvd.quantize.grid import CLIPS
+from qarvd.quantize.fit import CLIPS
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding.gptq import ROUNDS, SWEEPS
 from qarvd.recipe import Recipe

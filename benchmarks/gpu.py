@@ -19,6 +19,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from linear import random_weight
 from torch import Tensor
 
 from qarvd.files import home_folder, kernel_folder
@@ -64,12 +65,10 @@ def milliseconds(runs: Runs, rounds: int) -> dict[str, float]:
 
 
 def weight_of(bits: int, outputs: int, channels: int, card: torch.device) -> QuantizedWeight:
-    """Any codes will do."""
-    codec, generator = CODECS[f"int{bits}"], torch.Generator().manual_seed(0)
-    codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
-    scale = torch.tensor([8.0, 1.0]) * (1 + torch.rand(outputs, 1, generator=generator)) / codec.high / channels**0.5
-    split = ChannelSplit.of(channels, range(5, 5 + OUTLIERS))
-    return QuantizedWeight(codec, split, codec.pack(codes), scale).to(card)
+    """Rotated, with 8 bits or with 4 and a scale for each 16 columns."""
+    codec, generator = CODECS["int8" if bits == 8 else "int4g16"], torch.Generator().manual_seed(0)
+    split = ChannelSplit.of(channels, range(5, 5 + OUTLIERS), rotation=256)
+    return random_weight(codec, split, outputs, generator).to(card)
 
 
 def linears(channels: int, outputs: int, card: torch.device, tokens: int = 3 * TOKENS) -> Runs:

@@ -24,8 +24,7 @@ OURS = (
     "attention_128_bf16_kv8",
     "attention_128_fp16_kv4",
     "attention_128_fp16_kv8",
-    "linear_w4_large",
-    "linear_w8_large",
+    "linear_large",
 )
 ATTENTIONS = ("int8_attention 64x128, head 128", "int8_attention 128x128, head 128")
 LINEARS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -33,23 +34,31 @@ def contestants(tokens: int, channels: int, out: int, outliers: int) -> dict[str
     weight = torch.randn(out, channels, generator=generator) / channels**0.5
     bias = torch.randn(out, generator=generator)
     split = ChannelSplit(channels, tuple(range(5, 5 + outliers)))
-    w4, w8 = (_random(CODECS[name], split, out, generator) for name in ("int4", "int8"))
+    w4, w8 = (random_weight(CODECS[name], split, out, generator) for name in ("int4", "int8"))
     linear4, linear8 = QuantizedLinear(w4, bias), QuantizedLinear(w8, bias)
+    turned = random_weight(CODECS["int4g16"], replace(split, rotation=256), out, generator)
+    rotated = QuantizedLinear(turned, bias)
     narrow = [t.bfloat16() for t in (x, weight, bias)]
     return {
         "fp32": lambda: F.linear(x, weight, bias),
         "bf16": lambda: F.linear(*narrow),
         "W4A8": lambda: linear4(x),
         "W8A8": lambda: linear8(x),
+        "W4A8, groups of 16, rotated": lambda: rotated(x),
         "W4 dequantized": lambda: F.linear(x, w4.dequantize(), bias),
     }
 
 
-def _random(codec: Codec, split: ChannelSplit, out: int, generator: torch.Generator) -> QuantizedWeight:
+def random_weight(codec: Codec, split: ChannelSplit, out: int, generator: torch.Generator) -> QuantizedWeight:
     """Any codes will do: no contestant's time depends on their values."""
-    codes = torch.randint(codec.low, codec.high + 1, (out, split.channels), dtype=torch.int8, generator=generator)
     scale = torch.tensor([8.0, 1.0]) * (1 + torch.rand(out, 1, generator=generator)) / codec.high / split.channels**0.5
-    return QuantizedWeight(codec, split, codec.pack(codes), scale)
+    low, high = (0, 2**codec.bits - 1) if codec.group else (codec.low, codec.high)
+    codes = codec.pack(torch.randint(low, high + 1, (out, split.channels), dtype=torch.int8, generator=generator))
+    if not codec.group:
+        return QuantizedWeight(codec, split, codes, scale)
+    groups = torch.full((out, split.channels // codec.group), 127 / max(codec.table)).to(torch.float8_e4m3fn)
+    table = torch.tensor(codec.table) if codec.has_table else None
+    return QuantizedWeight(codec, split, codes, scale, None, groups, table)
 
 
 def race(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:

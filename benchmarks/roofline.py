@@ -29,7 +29,8 @@ from machine.cards import CARDS, Card
 from machine.tables import markdown
 
 from qarvd.ops.cuda import source
-from qarvd.ops.cuda.kernels import K_TILE, KEYS, QUERIES, choose_tile
+from qarvd.ops.cuda.kernels import K_TILE, choose_tile
+from qarvd.ops.cuda.ring_kernels import KEYS, QUERIES
 
 RECORD = Path(__file__).parents[1] / "docs" / "kernels.json"
 HEAD_DIM = 128
@@ -103,13 +104,18 @@ def _kernel(seconds: float, size: float, card: Card) -> float:
     return max(seconds, _streamed(card, size)) + cards.LAUNCH_MICROSECONDS * 1e-6
 
 
-def our_linear(record: Path, card: Card, bits: int, rows: int, outputs: int, channels: int) -> float:
+def our_linear(record: Path, card: Card, rows: int, outputs: int, channels: int) -> float:
     """Seconds of `dual_scale_linear`; 64 more columns stand for the turn in which the two ranges meet."""
-    tile = choose_tile(bits, rows, outputs, card.multiprocessors)
-    turn = bound(record, card, tile.kernel(bits)).cycles / cards.OUR_LINEAR_REACH
+    tile = choose_tile(rows, outputs, card.multiprocessors)
+    turn = bound(record, card, tile.kernel).cycles / cards.OUR_LINEAR_REACH
     deepest = math.ceil(math.prod(tile.blocks(rows, outputs)) / card.multiprocessors)
     cycles = deepest * (math.ceil(channels / K_TILE) + 1) * turn
-    return _kernel(_seconds(card, cycles), rows * channels + outputs * channels * bits / 8 + rows * outputs * 2, card)
+    return _kernel(_seconds(card, cycles), rows * channels + outputs * channels + rows * outputs * 2, card)
+
+
+def decoder(card: Card, outputs: int, channels: int) -> float:
+    """Seconds of `decode_weight` of 4 bits with a scale for each 16 columns: 4.5 bits are read and 8 written."""
+    return _kernel(0, outputs * channels * (4.5 + 8) / 8, card)
 
 
 def library_linear(card: Card, rows: int, outputs: int, channels: int, faster: int = 1) -> float:
@@ -124,7 +130,7 @@ def library_linear(card: Card, rows: int, outputs: int, channels: int, faster: i
 
 
 def quantizer(card: Card, rows: int, channels: int) -> float:
-    """Seconds of `quantize_activation`: 16 bits are read and 8 written; the second reading finds them in a cache."""
+    """Seconds of `quantize_activation`: 16 bits are read and 8 written."""
     return _kernel(0, rows * channels * 3, card)
 
 
@@ -154,8 +160,8 @@ def contexts(window: int) -> Iterator[tuple[int, int]]:
         yield seen - plain, plain
 
 
-def clip(record: Path, card: Card, model: Model, window: int, bits: int | None) -> dict[str, float]:
-    """Seconds of each part of a clip; `bits` of the weights, None for 16-bit linears and attention by libraries."""
+def clip(record: Path, card: Card, model: Model, window: int, ours: bool) -> dict[str, float]:
+    """Seconds of each part of a clip: `ours` with 8-bit weights, or 16-bit linears and attention by libraries."""
     calls = CALLS * model.blocks
     chunks = FRAMES // CHUNK_FRAMES
     parts = {
@@ -166,26 +172,26 @@ def clip(record: Path, card: Card, model: Model, window: int, bits: int | None) 
         "elementwise": calls * chunks * _streamed(card, cards.ELEMENTWISE_PASSES * ROWS * model.dim * 2),
     }
     for outputs, channels, count in model.linears:
-        if bits is None:
-            each = library_linear(card, ROWS, outputs, channels)
-        else:
-            each = our_linear(record, card, bits, ROWS, outputs, channels)
+        each = (
+            our_linear(record, card, ROWS, outputs, channels) if ours else library_linear(card, ROWS, outputs, channels)
+        )
         parts["linears"] += calls * chunks * count * each
-    if bits is not None:
+    if ours:
         for channels, count in model.quantized:
             parts["activation quantizer"] += calls * chunks * count * quantizer(card, ROWS, channels)
     for ring, plain in contexts(window):
-        if bits is None:
-            each = flash_attention(card, model.heads, (ring + plain) * FRAME_TOKENS)
-        else:
+        if ours:
             each = our_attention(record, card, model.heads, ring * FRAME_TOKENS, plain * FRAME_TOKENS)
+        else:
+            each = flash_attention(card, model.heads, (ring + plain) * FRAME_TOKENS)
         parts["self-attention"] += calls * each
     return parts
 
 
 def linear_table(record: Path) -> list[list[str]]:
-    head = ["card", "model", "outputs x channels", "cuBLAS, float32 sums", "cuBLAS, float16 sums", "quantizer", "w8a8",
-            "w4a8", "bound by", "w8a8: speed-up", "against float16 sums"]  # fmt: skip
+    libraries = ("cuBLAS, float32 sums", "cuBLAS, float16 sums")
+    ours = ("quantizer", "product", "decoding w4g16", "over the product, %", "bound by")
+    head = ["card", "model", "outputs x channels", *libraries, *ours, "w8a8: speed-up", "against float16 sums"]
     lines = [head]
     for card in CARDS:
         for model in MODELS:
@@ -193,10 +199,11 @@ def linear_table(record: Path) -> list[list[str]]:
                 theirs = library_linear(card, ROWS, outputs, channels)
                 fast = library_linear(card, ROWS, outputs, channels, cards.FLOAT16_SUMS)
                 extra = quantizer(card, ROWS, channels)
-                w8, w4 = (our_linear(record, card, bits, ROWS, outputs, channels) for bits in (8, 4))
-                times = [f"{1e6 * t:,.0f}" for t in (theirs, fast, extra, w8, w4)]
-                by = bound(record, card, choose_tile(8, ROWS, outputs, card.multiprocessors).kernel(8)).by
-                ratios = [f"{t / (w8 + extra):.2f}" for t in (theirs, fast)]
+                product, decoding = our_linear(record, card, ROWS, outputs, channels), decoder(card, outputs, channels)
+                times = [f"{1e6 * t:,.0f}" for t in (theirs, fast, extra, product, decoding)]
+                times.append(f"{100 * decoding / product:.1f}")
+                by = bound(record, card, choose_tile(ROWS, outputs, card.multiprocessors).kernel).by
+                ratios = [f"{t / (product + extra):.2f}" for t in (theirs, fast)]
                 lines.append([card.name, model.name, f"{outputs}x{channels}", *times, by, *ratios])
     return lines
 
@@ -228,12 +235,12 @@ def attention_table(record: Path) -> list[list[str]]:
 
 
 def clip_table(record: Path) -> list[list[str]]:
-    shares = f"{' / '.join(clip(record, CARDS[0], MODELS[0], FRAMES, None))}, %"
+    shares = f"{' / '.join(clip(record, CARDS[0], MODELS[0], FRAMES, False))}, %"
     lines = [["card", "model", "cache", "16 bits, s", shares, "w8a8, s", "the same, %", "speed-up"]]
     for card in CARDS:
         for model in MODELS:
             for name, window in WINDOWS.items():
-                theirs, ours = (clip(record, card, model, window, bits) for bits in (None, 8))
+                theirs, ours = (clip(record, card, model, window, which) for which in (False, True))
                 line = [card.name, model.name, name]
                 for parts in (theirs, ours):
                     total = sum(parts.values())

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..qarvd.checkpoint.quantized import FORMATS, MARKER, TENSORS, read_linear, write_linear
 from ..qarvd.errors import CheckpointError, QarvdError, first_line
-from ..qarvd.ops import reference
-from ..qarvd.ops.linear import prepare
+from ..qarvd.ops.linear import prepare, run_linear
 from ..qarvd.ops.weight import QuantizedWeight, sample_weight
 
 TROUBLE = (QarvdError, ImportError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
@@ -154,6 +153,6 @@ def _trouble(ops: Any) -> str | None:
 
 
 def _product(x: Tensor, weight: QuantizedWeight, bias: Tensor) -> Tensor:
-    """What the library means by the linear."""
-    tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
-    return reference.dual_scale_linear(tokens, weight.packed, bias, x.dtype)
+    """What the library makes of the linear."""
+    prepare(weight, plainly=True)
+    return run_linear(x, weight, bias)

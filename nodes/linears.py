@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.ops
@@ -14,6 +15,7 @@ from ..qarvd.checkpoint.quantized import MARKER, read_linear, write_linear
 from ..qarvd.ops.linear import run_linear, share_input
 from ..qarvd.ops.values import QuantizedActivation
 from ..qarvd.ops.weight import QuantizedWeight
+from ..qarvd.quantize.grid import assemble
 from ..qarvd.quantize.merge import grid_of, round_near
 from .side_branch import is_patched
 
@@ -88,11 +90,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
     def _weight(self, codes: Tensor) -> QuantizedWeight:
         """This weight with other codes, where they are."""
         assert self.quantized is not None
-        zero, device = self.quantized.zero, codes.device
-        scale = self.quantized.scale.to(device)
-        codec, split = self.quantized.codec, self.quantized.split
-        zero = None if zero is None else zero.to(device)
-        return QuantizedWeight(codec, split, codes.detach(), scale, zero, guard=self.quantized.guard)
+        moved = self.quantized.to(codes.device)
+        return replace(moved, codes=codes.detach())
 
     def _patched(self, x: Tensor | QuantizedActivation) -> Tensor:
         assert isinstance(x, Tensor)
@@ -134,8 +133,8 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
 def requantize(old: QuantizedWeight, weight: Tensor, seed: int | None) -> Tensor:
     """Packed codes of floats `weight` [out, in] on the grid of `old`."""
     columns = old.split.to_columns(weight.float())
-    codes = round_near(columns, old.split.n_outlier, grid_of(old.codec, old.scale, old.zero), seed)
-    return old.codec.pack(codes.to(torch.int8))
+    grid = grid_of(old)
+    return assemble(round_near(columns, old.split.n_outlier, grid, seed), grid, old.split, old.codec).codes
 
 
 def _device(x: Tensor | QuantizedActivation) -> torch.device:

@@ -20,15 +20,17 @@ from comfy_kitchen.tensor import (
 )
 from torch import Tensor
 
-from ..qarvd.checkpoint.quantized import FORMATS
+from ..qarvd.checkpoint.quantized import FORMATS, stored_parts
 from ..qarvd.ops.codecs import Codec
 from ..qarvd.ops.linear import forget, remembered, run_linear
 from ..qarvd.ops.split import ChannelSplit
-from ..qarvd.ops.weight import QuantizedWeight, guard_of
+from ..qarvd.ops.weight import QuantizedWeight
+from ..qarvd.quantize.grid import assemble
 from ..qarvd.quantize.merge import grid_of, requantize
 from ..qarvd.quantize.outliers import published_split
 from ..qarvd.quantize.rounding.nearest import ROUND
 from ..qarvd.quantize.rounding.task import Task
+from ..qarvd.recipe import ROTATIONS
 
 
 class DualScaleLayout(QuantizedLayout):
@@ -49,10 +51,14 @@ class DualScaleLayout(QuantizedLayout):
         split: ChannelSplit
         guard: float
         """See QuantizedWeight.guard."""
+        group_scale: Tensor | None = None
+        """float8_e4m3fn [out, in / group]."""
+        table: Tensor | None = None
+        """float32 [2^bits]."""
         transposed: bool = False
 
         def _tensor_fields(self) -> list[str]:
-            every = ("scale", "outlier_idx", "order", "zero")
+            every = ("scale", "outlier_idx", "order", "zero", "group_scale", "table")
             return [name for name in every if getattr(self, name) is not None]
 
         def copy_from(self, src: Any, non_blocking: bool = False) -> None:
@@ -62,17 +68,21 @@ class DualScaleLayout(QuantizedLayout):
     @classmethod
     def params_of(cls, weight: QuantizedWeight, dtype: torch.dtype, where: torch.device | str | None) -> Params:
         """What goes with the codes of `weight`, on the device `where`."""
-        outliers = torch.tensor(weight.split.outliers, dtype=torch.int32)
-        zero = None if weight.zero is None else weight.zero.to(where)
+
+        def placed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(where)
+
         return cls.Params(
             scale=weight.scale.to(where),
             orig_dtype=dtype,
             orig_shape=weight.shape,
-            outlier_idx=outliers.to(where),
-            order=None if weight.order is None else weight.order.to(where),
-            zero=zero,
+            outlier_idx=torch.tensor(weight.split.outliers, dtype=torch.int32).to(where),
+            order=placed(weight.order),
+            zero=placed(weight.zero),
             split=weight.split,
             guard=weight.guard,
+            group_scale=placed(weight.group_scale),
+            table=placed(weight.table),
         )
 
     @classmethod
@@ -92,17 +102,18 @@ class DualScaleLayout(QuantizedLayout):
         permuted copy has no use for.
         """
         if like is None:
-            weight = ROUND(Task(tensor, published_split(tensor), cls.CODEC))
+            split = published_split(tensor)
+            if cls.CODEC.group:  # a table of levels is for rotated weights
+                split = replace(split, rotation=ROTATIONS[-1])
+            weight = ROUND(Task(tensor, split, cls.CODEC))
             return weight.codes, cls.params_of(weight, tensor.dtype, tensor.device)
-        codec, near = cls.CODEC, cast(Any, like).to_device(tensor.device)
-        old = grid_of(codec, near.scale, near.zero)
+        near = cast(Any, like).to_device(tensor.device)
+        stored = tensor.new_empty(tensor.shape[0], tensor.shape[1] * cls.CODEC.bits // 8, dtype=cls.CODEC.stored)
+        old = cls.weight_of(stored, near)
         columns, n_outlier = near.split.to_columns(tensor.float()), near.split.n_outlier
-        codes, grid = requantize(columns, n_outlier, codec, old, stochastic_rounding)
-        zero = None if grid.zero is None else grid.zero.to(torch.int8)
-        guard = guard_of(grid.scale, n_outlier)
-        shape = tuple(tensor.shape)
-        params = replace(near, scale=grid.scale, zero=zero, guard=guard, orig_dtype=tensor.dtype, orig_shape=shape)
-        return codec.pack(codes.to(torch.int8)), params
+        codes, grid = requantize(columns, n_outlier, cls.CODEC, grid_of(old), stochastic_rounding)
+        made = assemble(codes, grid, near.split, cls.CODEC)
+        return made.codes, cls.params_of(made, tensor.dtype, tensor.device)
 
     @classmethod
     def requantize_kwargs(cls, qtensor: Any) -> dict[str, Any]:
@@ -118,7 +129,15 @@ class DualScaleLayout(QuantizedLayout):
     def weight_of(cls, qdata: Tensor, params: Params) -> QuantizedWeight:
         """The library's weight that shares these tensors."""
         return QuantizedWeight(
-            cls.CODEC, params.split, qdata, params.scale, params.zero, order=params.order, guard=params.guard
+            cls.CODEC,
+            params.split,
+            qdata,
+            params.scale,
+            params.zero,
+            params.group_scale,
+            params.table,
+            order=params.order,
+            guard=params.guard,
         )
 
     @classmethod
@@ -129,8 +148,8 @@ class DualScaleLayout(QuantizedLayout):
     @classmethod
     def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
         """The format's tensors by the ends of their names; the marker is ComfyUI's to write."""
-        tensors = {"": qdata, "_scale": params.scale, "_outlier_idx": params.outlier_idx}
-        return tensors if params.zero is None else {**tensors, "_zero": params.zero}
+        parts = stored_parts(cls.weight_of(qdata, params))
+        return {part.removeprefix("weight"): tensor for part, tensor in parts.items()}
 
     @classmethod
     def get_logical_shape_from_storage(cls, storage_shape: tuple[int, ...]) -> tuple[int, ...]:

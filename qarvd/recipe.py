@@ -13,6 +13,10 @@ class Recipe:
     """How to quantize a model; activations are always 8-bit, dynamic, per token and range."""
 
     weight_bits: int = 8
+    group: int = 0
+    """Columns that share a scale beside the row's, whose codes then point into a table: 16, 32 or 64; 0: none do."""
+    rotation: int = 0
+    """Rotate each range by Hadamard matrices so wide, 16 to 256, or as wide as divides the range; 0: not."""
     outliers: str = "search"
     """`published`: the detector of Q-ARVD; `search`: the number of least output error; `none`: a single scale."""
     rounding: str = "gptq"
@@ -34,8 +38,20 @@ class Recipe:
     """Names of linears that stay in full precision, and with them those that read the same input."""
 
     def __post_init__(self) -> None:
-        if type(self.weight_bits) is not int or self.weight_bits not in (4, 8):
-            raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; 4 and 8 are supported.")
+        if type(self.weight_bits) is not int or self.weight_bits not in GROUPS:
+            supported = ", ".join(map(str, GROUPS))
+            raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; {supported} are supported.")
+        if type(self.group) is not int or self.group not in GROUPS[self.weight_bits]:
+            supported = ", ".join(map(str, GROUPS[self.weight_bits]))
+            raise SettingError(
+                f"The recipe asks for groups of {self.group}; with {self.weight_bits} bits, {supported} are supported "
+                "(0 is none)."
+            )
+        if type(self.rotation) is not int or self.rotation not in ROTATIONS:
+            supported = ", ".join(map(str, ROTATIONS))
+            raise SettingError(
+                f"The recipe rotates by {self.rotation}; widths of {supported} are supported (0 is none)."
+            )
         if self.outliers not in OUTLIERS:
             raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose one of {', '.join(OUTLIERS)}.")
         chunks = 1 if self.stream_chunks is None else self.stream_chunks
@@ -43,6 +59,11 @@ class Recipe:
             raise SettingError(
                 f"The recipe is for streams (--stream-chunks) of {chunks!r} chunks; choose 1 to {MOST_CHUNKS:,}."
             )
+
+    def group_at(self, bits: int) -> int:
+        """Groups of linears to which a bit budget gives so many bits: the recipe's, where there are such."""
+        possible = GROUPS.get(bits, (0,))
+        return self.group if self.group in possible else possible[0]
 
     def without_data(self) -> Recipe:
         """The nearest recipe that needs no calibration."""
@@ -80,6 +101,9 @@ class Recipe:
         return cls(**values)
 
 
+GROUPS = {3: (16, 32, 64), 4: (0, 16, 32, 64), 6: (0, 16, 32, 64), 8: (0,)}
+"""Bits of weights, and the groups of columns that may share a scale with them."""
+ROTATIONS = (0, 16, 32, 64, 128, 256)
 MOST_CHUNKS = 100_000
 FLAGS = ("symmetric", "compensate", "frame_weights", "call_weights", "correct_bias")
 OUTLIERS = ("published", "search", "none")

@@ -38,7 +38,7 @@ def dynamic(split: ChannelSplit) -> Rounded:
 
     def rounded(x: Tensor) -> Tensor:
         flat = x.flatten(0, -2).float()
-        codes, steps, _ = reference.quantize_activation(flat, split.order(flat.device), split.n_outlier, 0.0)
+        codes, steps, _ = reference.quantize_activation(flat, split.columns(flat.device), 0.0)
         return split.to_logical(codes.float() * steps[:, part]).view(x.shape)
 
     return rounded

@@ -17,14 +17,13 @@ from qarvd.jobs.calibrate import CalibrationPlan, calibrate, setting_of
 from qarvd.jobs.quantize import quantize
 from qarvd.ops.split import ChannelSplit
 from qarvd.quantize import model as groups
-from qarvd.quantize import walk
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.rounding import ROUNDING, gptq
 from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.quantize.search import Search, search_split
 from qarvd.recipe import Recipe
 
-from . import ours_rotated, published, rotation, smoothquant, stock
+from . import published, rotation, smoothquant, stock
 from .inputs import Samples, collect
 from .rounding import plain_gptq
 
@@ -169,11 +168,11 @@ def random_split(seed: int) -> Callable[..., Search]:
     """A search that gives every layer it is called for channels of its own."""
     generator = torch.Generator().manual_seed(seed)
 
-    def split(weights: Any, stats: Any, codec: Any, symmetric: bool) -> Search:
-        found = search_split(weights, stats, codec, symmetric)
+    def split(*given: Any) -> Search:
+        found = search_split(*given)
         channels = found.split.channels
         chosen = torch.randperm(channels, generator=generator)[: found.split.n_outlier]
-        return replace(found, split=ChannelSplit.of(channels, chosen.tolist()))
+        return replace(found, split=ChannelSplit.of(channels, chosen.tolist(), found.split.rotation))
 
     return split
 
@@ -184,8 +183,6 @@ def once(method: Method) -> Method:
 
 
 BARE = changed(outliers="none", compensate=False, frame_weights=False, call_weights=False, correct_bias=False)
-
-ROTATED = patched(ours(), walk, quantize_group=ours_rotated.quantize_rotated)
 
 METHODS: dict[str, Method] = {
     "ours": ours(),
@@ -216,8 +213,8 @@ METHODS: dict[str, Method] = {
     "without_descent": once(patched(ours(), gptq, ROUNDS=0, descend=lambda codes, *rest: codes)),
     "detected_outliers": once(ours(changed(outliers="published"))),
     "random_outliers": random_outliers(),
-    "ours_rotated": ROTATED,
-    "ours_rotated_by_32": once(patched(ROTATED, rotation, WIDEST=32)),
+    "ours_rotated": ours(changed(rotation=256)),
+    "ours_rotated_by_32": once(ours(changed(rotation=32))),
     "adaround": once(ours(changed(rounding="adaround"))),
 }
 """By name; the first ones are run first."""

@@ -9,7 +9,8 @@ from qarvd.calibrate.stats import LayerStats
 from qarvd.ops.codecs import codec_of
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
-from qarvd.quantize.grid import assemble, fit_grid
+from qarvd.quantize.fit import fit_grid
+from qarvd.quantize.grid import assemble
 from qarvd.quantize.rounding import ROUNDING, Task, gptq
 
 

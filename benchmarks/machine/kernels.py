@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from qarvd.errors import DeviceError
-from qarvd.ops.cuda import cubins, kernels, nvrtc, source
+from qarvd.ops.codecs import CACHE_CODECS, CODECS
+from qarvd.ops.cuda import cubins, kernels, nvrtc, ring_kernels, source
 from qarvd.ops.cuda.cubins import Cubin
 from qarvd.ops.cuda.nvrtc import Candidate, Nvrtc, candidates
 
@@ -28,16 +29,14 @@ class Launch:
 
 def launches() -> dict[str, Launch]:
     """Our kernels by name."""
-    made = {
-        kernels.ACTIVATION: Launch(kernels.ACTIVATION_THREADS, 0),
-        kernels.APPEND: Launch(kernels.APPEND_TOKENS * 32, 0),
-    }
-    for bits, tiles in kernels.TILES.items():
-        for tile in tiles:
-            made[tile.kernel(bits)] = Launch(kernels.THREADS, tile.shared(bits))
-        for head_dim in kernels.HEAD_DIMS:
+    made = {name: Launch(kernels.ACTIVATION_THREADS, 0) for name in kernels.ACTIVATION}
+    made |= {kernels.decode_kernel(c): Launch(kernels.DECODE_THREADS, 0) for c in CODECS.values() if c.bits < 8}
+    made |= {tile.kernel: Launch(kernels.THREADS, tile.shared) for tile in kernels.TILES}
+    made[ring_kernels.APPEND] = Launch(ring_kernels.APPEND_TOKENS * 32, 0)
+    for bits in (codec.bits for codec in CACHE_CODECS.values()):
+        for head_dim in ring_kernels.HEAD_DIMS:
             for dtype in (torch.float16, torch.bfloat16):
-                name, shared = kernels.attention_kernel(torch.empty(0, head_dim, dtype=dtype), bits)
+                name, shared = ring_kernels.attention_kernel(torch.empty(0, head_dim, dtype=dtype), bits)
                 made[name] = Launch(kernels.THREADS, shared)
     return made
 

@@ -17,19 +17,35 @@ MARKER = "comfy_quant"
 FORMATS = {codec.format: codec for codec in CODECS.values()}
 """Codecs by the name of their file format."""
 
-_WEIGHT, _SCALE, _OUTLIERS, _ZERO = "weight", "weight_scale", "weight_outlier_idx", "weight_zero"
-_DTYPES = {_SCALE: torch.float32, _OUTLIERS: torch.int32, _ZERO: torch.int8}
+_WEIGHT, _SCALE, _OUTLIERS, _ROTATION = "weight", "weight_scale", "weight_outlier_idx", "weight_rotation"
+_ZERO, _GROUPS, _TABLE = "weight_zero", "weight_group_scale", "weight_table"
+_DTYPES = {
+    _SCALE: (torch.float32, torch.bfloat16),
+    _OUTLIERS: (torch.int32,),
+    _ROTATION: (torch.int32,),
+    _ZERO: (torch.int8,),
+    _GROUPS: (torch.float8_e4m3fn,),
+    _TABLE: (torch.float32,),
+}
 TENSORS = (_WEIGHT, *_DTYPES, MARKER)
 """Ends of the names of the tensors that store a linear, but for its bias."""
 
 
+def stored_parts(weight: QuantizedWeight) -> dict[str, Tensor]:
+    """The tensors that store a weight, the marker apart, by the ends of their names."""
+    split, made = weight.split, {_WEIGHT: weight.codes}
+    made[_SCALE] = weight.scale.bfloat16() if weight.codec.group else weight.scale
+    made[_OUTLIERS] = torch.tensor(split.outliers, dtype=torch.int32)
+    if split.rotation:
+        made[_ROTATION] = torch.tensor([split.rotation], dtype=torch.int32)
+    others = ((_ZERO, weight.zero), (_GROUPS, weight.group_scale), (_TABLE, weight.table))
+    return made | {part: tensor for part, tensor in others if tensor is not None}
+
+
 def write_linear(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
     """The tensors that store one quantized linear, its bias apart."""
-    yield f"{name}.{_WEIGHT}", weight.codes
-    yield f"{name}.{_SCALE}", weight.scale
-    yield f"{name}.{_OUTLIERS}", torch.tensor(weight.split.outliers, dtype=torch.int32)
-    if weight.zero is not None:
-        yield f"{name}.{_ZERO}", weight.zero
+    for part, tensor in stored_parts(weight).items():
+        yield f"{name}.{part}", tensor
     yield f"{name}.{MARKER}", format_marker(weight.codec.format)
 
 
@@ -64,30 +80,40 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
             "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
     codec = FORMATS[format]
-    missing = [part for part in (_WEIGHT, _SCALE, _OUTLIERS) if f"{name}.{part}" not in tensors]
+    needed = (_WEIGHT, _SCALE, _OUTLIERS, *([_GROUPS] if codec.group else ()), *([_TABLE] if codec.has_table else ()))
+    missing = [part for part in needed if f"{name}.{part}" not in tensors]
     if missing:
         raise CheckpointError(
             f"{name} is marked {format} but lacks {', '.join(f'{name}.{p}' for p in missing)}; the file is damaged."
         )
     codes = tensors.pop(f"{name}.{_WEIGHT}")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _DTYPES}
-    for part, tensor, dtype in ((_WEIGHT, codes, codec.stored), *((p, parts[p], d) for p, d in _DTYPES.items())):
-        if tensor is not None and tensor.dtype != dtype:
-            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {dtype}.")
-    scale, outliers = parts[_SCALE], parts[_OUTLIERS]
+    for part, tensor, dtypes in ((_WEIGHT, codes, (codec.stored,)), *((p, parts[p], d) for p, d in _DTYPES.items())):
+        if tensor is not None and tensor.dtype not in dtypes:
+            expected = " or ".join(map(str, dtypes))
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {expected}.")
+    scale, outliers, rotation, groups = parts[_SCALE], parts[_OUTLIERS], parts[_ROTATION], parts[_GROUPS]
     assert scale is not None and outliers is not None
-    if codes.ndim != 2 or outliers.ndim != 1:
+    if codes.ndim != 2 or outliers.ndim != 1 or (rotation is not None and rotation.shape != (1,)):
+        found = ((_WEIGHT, codes), (_OUTLIERS, outliers), (_ROTATION, rotation))
+        shapes = ", ".join(f"{name}.{part} {tuple(tensor.shape)}" for part, tensor in found if tensor is not None)
         raise CheckpointError(
-            f"{name}.weight and {name}.weight_outlier_idx have shapes {tuple(codes.shape)} and "
-            f"{tuple(outliers.shape)}; two axes and one were expected."
+            f"The parts of a linear have shapes {shapes}; two axes, one, and one number were expected."
         )
+    scale = scale.float()
     try:
-        split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()))
-        weight = QuantizedWeight(codec, split, codes, scale, parts[_ZERO])
+        width = 0 if rotation is None else int(rotation)
+        split = ChannelSplit(codes.shape[1] * 8 // codec.bits, tuple(outliers.tolist()), width)
+        weight = QuantizedWeight(codec, split, codes, scale, parts[_ZERO], groups, parts[_TABLE])
     except ShapeError as error:
         raise CheckpointError(f"The parts of {name} do not fit: {error}") from error
     if not (torch.isfinite(scale).all() and (scale > 0).all() and (scale[:, 1] >= scale[:, 0] * LEAST_RATIO).all()):
         raise CheckpointError(
             f"{name}.weight_scale must be finite and positive, the normal scale at least 1/256 of the outlier scale."
         )
+    if groups is not None and not (torch.isfinite(groups.float()).all() and (groups.float() > 0).all()):
+        raise CheckpointError(f"{name}.{_GROUPS} must be finite and positive.")
+    table = parts[_TABLE]
+    if table is not None and not (torch.isfinite(table).all() and (table[1:] >= table[:-1]).all()):
+        raise CheckpointError(f"{name}.{_TABLE} must be finite and ascend.")
     return weight

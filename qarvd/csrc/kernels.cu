@@ -3,23 +3,33 @@
 #include "append.cuh"
 #include "attention_plain.cuh"
 #include "attention_ring.cuh"
+#include "decode.cuh"
 #include "linear.cuh"
 
-KERNEL __launch_bounds__(ACTIVATION_THREADS) qarvd_quantize_activation(const ActivationArguments p) {
-  quantize_activation(p);
-}
+#define ACTIVATION(NAME, UNITS)                                                               \
+  KERNEL __launch_bounds__(ACTIVATION_THREADS) NAME(const ActivationArguments p) {            \
+    Activation<UNITS>(p).run();                                                               \
+  }
+ACTIVATION(qarvd_quantize_activation, 1)
+ACTIVATION(qarvd_quantize_activation_wide, 4)
+
+#define DECODE(NAME, BITS, PLAIN)                                                             \
+  KERNEL __launch_bounds__(DECODE_THREADS) NAME(const DecodeArguments p) { decode<BITS, PLAIN>(p); }
+DECODE(qarvd_decode_w3g, 3, false)
+DECODE(qarvd_decode_w4, 4, true)
+DECODE(qarvd_decode_w4g, 4, false)
+DECODE(qarvd_decode_w6, 6, true)
+DECODE(qarvd_decode_w6g, 6, false)
 
 KERNEL __launch_bounds__(APPEND_WARPS * 32) qarvd_kv_append(const AppendArguments p) { append(p); }
 
-#define LINEAR(NAME, BITS, WARP_M, WARP_N, STAGES)                                            \
+#define LINEAR(NAME, WARP_M, WARP_N, STAGES)                                                  \
   KERNEL __launch_bounds__(LINEAR_THREADS, 2) NAME(const LinearArguments p) {                 \
     SHARED_MEMORY(memory);                                                                    \
-    Linear<BITS, WARP_M, WARP_N, STAGES>(p, memory).run();                                    \
+    Linear<WARP_M, WARP_N, STAGES>(p, memory).run();                                          \
   }
-LINEAR(qarvd_linear_w8_large, 8, 64, 64, 3)
-LINEAR(qarvd_linear_w8_small, 8, 32, 32, 4)
-LINEAR(qarvd_linear_w4_large, 4, 64, 64, 4)
-LINEAR(qarvd_linear_w4_small, 4, 32, 32, 4)
+LINEAR(qarvd_linear_large, 64, 64, 3)
+LINEAR(qarvd_linear_small, 32, 32, 4)
 
 #define ATTENTION(NAME, HEAD_DIM, TYPE, BITS)                                                 \
   KERNEL __launch_bounds__(ATTENTION_THREADS, 2) NAME(const AttentionArguments p) {           \

@@ -1,4 +1,4 @@
-// The dual-scale linear: 8-bit activations by 8- or 4-bit weights, summed as integers on tensor cores.
+// The dual-scale linear: 8-bit activations by 8-bit weights, summed as integers on tensor cores.
 // The meaning, to the bit: dual_scale_linear in qarvd/ops/reference.py.
 //
 // One loop over K. Its first `n_outlier` columns are the outlier range; where it ends, every sum is rescaled once from
@@ -8,7 +8,7 @@
 
 struct LinearArguments {
   const i8* x;             // [rows, channels]
-  const u8* weight;        // [outputs, channels], or half of that with 4 bits
+  const i8* weight;        // [outputs, channels]
   const float* x_scale;    // [rows, 2]: outlier, normal
   const i32* x_sums;       // [rows, 2]
   const float* scale;      // [outputs, 2]
@@ -38,12 +38,12 @@ DEVICE int swizzle(int row, int piece) {
 DEVICE int in_twos(int column, int tile) { return (column >> 1) * 4 + tile * 2 + (column & 1); }
 
 // WARP_M x WARP_N outputs for each of the 2 x 2 warps.
-template <int BITS, int WARP_M, int WARP_N, int STAGES>
+template <int WARP_M, int WARP_N, int STAGES>
 struct Linear {
   static constexpr int M = 2 * WARP_M, N = 2 * WARP_N, TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
-  static constexpr int X_BYTES = M * K_TILE, PIECES = K_TILE * BITS / 8 / 16, WEIGHT_BYTES = N * PIECES * 16;
+  static constexpr int X_BYTES = M * K_TILE, PIECES = K_TILE / 16, WEIGHT_BYTES = N * PIECES * 16;
   static constexpr int STAGE_BYTES = X_BYTES + WEIGHT_BYTES, SHARED_BYTES = STAGES * STAGE_BYTES;
-  static_assert(TILES_N % 4 == 0, "4-bit weights come four tiles at once");
+  static_assert(TILES_N % 2 == 0, "weights come two tiles at once");
 
   const LinearArguments& p;
   SharedPointer shared;
@@ -83,7 +83,7 @@ struct Linear {
     if (step < steps) {
       const SharedPointer stage = shared + step % STAGES * STAGE_BYTES;
       copy<M, 4, false>(stage, p.x, first_row, p.rows, p.channels, step);
-      copy<N, PIECES, true>(stage + X_BYTES, p.weight, first_output, p.outputs, p.channels * BITS / 8, step);
+      copy<N, PIECES, true>(stage + X_BYTES, p.weight, first_output, p.outputs, p.channels, step);
     }
     copy_commit();
   }
@@ -102,26 +102,12 @@ struct Linear {
     for (int i = 0; i < TILES_M; ++i)
       load_matrices(a[i], x + (warp_m + i * 16) * K_TILE + swizzle<4, false>(lane & 15, half * 2 + (lane >> 4)) * 16);
     const int column = lane & 7, group = lane >> 3;
-    if (BITS == 8) {
 #pragma unroll
-      for (int j = 0; j < TILES_N; j += 2) {
-        u32 r[4];
-        const int at = swizzle<PIECES, true>(in_twos(column, group >> 1), half * 2 + (group & 1));
-        load_matrices(r, weight + ((warp_n + j * 8) * PIECES + at) * 16);
-        b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < TILES_N; j += 4) {
-        u32 r[4];
-        const int at = (group >> 1) * 16 * PIECES + swizzle<PIECES, true>(in_twos(column, group & 1), half);
-        load_matrices(r, weight + ((warp_n + j * 8) * PIECES + at) * 16);
-#pragma unroll
-        for (int u = 0; u < 4; ++u) {  // 16 times the codes, as signed bytes
-          b[j + u][0] = r[u] << 4 & 0xf0f0f0f0u;
-          b[j + u][1] = r[u] & 0xf0f0f0f0u;
-        }
-      }
+    for (int j = 0; j < TILES_N; j += 2) {
+      u32 r[4];
+      const int at = swizzle<PIECES, true>(in_twos(column, group >> 1), half * 2 + (group & 1));
+      load_matrices(r, weight + ((warp_n + j * 8) * PIECES + at) * 16);
+      b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
     }
 #pragma unroll
     for (int i = 0; i < TILES_M; ++i)
@@ -152,7 +138,6 @@ struct Linear {
   }
 
   DEVICE void write() {
-    const float unit = BITS == 8 ? 1.f : 1.f / 16.f;
 #pragma unroll
     for (int j = 0; j < TILES_N; j += 2) {
       const int n = output_of(j);
@@ -179,7 +164,7 @@ struct Linear {
           float y[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            y[e] = int_to_float(sum[i][j + (e >> 1)][part * 2 + (e & 1)]) * (x_normal * (normal[e] * unit));
+            y[e] = int_to_float(sum[i][j + (e >> 1)][part * 2 + (e & 1)]) * (x_normal * normal[e]);
           if (p.zero) {
             const float shift_normal = x_normal * int_to_float(load_global(p.x_sums + m * 2 + 1));
             float shift_outlier = 0.f;

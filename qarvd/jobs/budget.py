@@ -85,7 +85,7 @@ def _options(
     options = {
         names: {
             16: Option(group.wide, 0.0),
-            **{bits: Option(group.nbytes(bits), error) for bits, error in effects.get(names, {}).items()},
+            **{b: Option(group.nbytes(b, recipe.group_at(b)), error) for b, error in effects.get(names, {}).items()},
         }
         for names, group in groups.items()
     }
@@ -128,6 +128,7 @@ class _Group:
     def numel(self) -> int:
         return self.rows * self.channels
 
-    def nbytes(self, bits: int) -> int:
-        """At most: two scales and two zero points a row, and half of the channels listed as outliers."""
-        return self.numel * bits // 8 + self.rows * 2 * (4 + 1) + self.linears * (self.channels // 2) * 4
+    def nbytes(self, bits: int, group: int) -> int:
+        """At most: two scales and two zero points a row, half of the channels listed as outliers, groups' scales."""
+        groups = self.numel // group + self.linears * 4 * 2**bits if group else 0
+        return self.numel * bits // 8 + self.rows * 2 * (4 + 1) + self.linears * (self.channels // 2) * 4 + groups

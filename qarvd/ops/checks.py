@@ -8,37 +8,65 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..recipe import ROTATIONS
 from .codecs import cache_codec_of, codec_of
 from .codecs.int4 import GROUP
-from .values import KeyValue, PackedWeight, Ring, Tokens
+from .codecs.planes import COLUMNS
+from .split import Columns
+from .values import DecodedWeight, KeyValue, PackedWeight, Ring, Tokens
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 512
 """Products of 16-bit query codes with key codes stay below 2^31 up to here: 32512 * 127 * 512."""
 
 
-def check_activation(x: Tensor, order: Tensor | None, n_outlier: int) -> None:
+def check_activation(x: Tensor, columns: Columns) -> None:
     """Raise ShapeError, in a sentence, unless `quantize_activation` can take these tokens [..., channels]."""
     if not x.dim() or not x.shape[-1]:
         raise ShapeError(f"Tokens of shape {tuple(x.shape)} have no channels.")
     _expect("Tokens", x, x.shape, FLOATS, x.device)
     channels = x.shape[-1]
-    if not 0 <= n_outlier < channels:
-        raise ShapeError(f"{n_outlier} of {channels} channels can't be outliers: at least one must be none.")
-    if order is not None:
-        _expect("Channels in the kernel's order", order, (channels,), (torch.int64, torch.int32), x.device)
+    if not 0 <= columns.n_outlier < channels:
+        raise ShapeError(f"{columns.n_outlier} of {channels} channels can't be outliers: at least one must be none.")
+    if columns.order is not None:
+        _expect("Channels in the kernel's order", columns.order, (channels,), (torch.int64, torch.int32), x.device)
+    if columns.rotation not in ROTATIONS:
+        raise ShapeError(f"Tokens can't be rotated in blocks of {columns.rotation} channels.")
 
 
-def check_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
-    """Raise ShapeError (SettingError for bits), in a sentence, unless `dual_scale_linear` can take these."""
-    codec, device = codec_of(weight.bits), tokens.codes.device
+def check_decode(weight: PackedWeight) -> None:
+    """Raise ShapeError (SettingError for bits), in a sentence, unless `decode_weight` can take this weight."""
+    codes, group_scale, table, bits = weight
+    if bits == 8:
+        raise ShapeError("8-bit codes need no decoding.")
+    if codes.dim() != 2:
+        raise ShapeError(f"The weight's codes have shape {tuple(codes.shape)}; two axes were expected.")
+    rows, channels = codes.shape[0], codes.shape[1] * 8 // bits
+    if codes.shape[1] * 8 % bits or (bits < 8 and channels % COLUMNS):
+        raise ShapeError(f"{bits}-bit codes need a multiple of {COLUMNS} channels, not {codes.shape[1]} bytes a row.")
+    group = 0
+    if group_scale is not None:
+        scales = (torch.float8_e4m3fn, torch.float32)
+        _expect("Scales of groups", group_scale, (rows, None), scales, codes.device)
+        if not group_scale.shape[1] or channels % group_scale.shape[1]:
+            raise ShapeError(f"{group_scale.shape[1]} groups can't share {channels} channels alike.")
+        group = channels // group_scale.shape[1]
+    codec = codec_of(bits, group)
+    _expect("The weight's codes", codes, (rows, None), (codec.stored,), codes.device)
+    if (table is None) == codec.has_table:
+        raise ShapeError(f"Weights stored as {codec.name} {'need a' if codec.has_table else 'have no'} table.")
+    if table is not None:
+        _expect("Tables", table, (len(codec.table),), (torch.float32,), codes.device)
+
+
+def check_linear(tokens: Tokens, weight: DecodedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise ShapeError, in a sentence, unless `dual_scale_linear` can take these."""
+    device = tokens.codes.device
     _expect("The tokens' codes", tokens.codes, (None, None), (torch.int8,), device)
     rows, channels = tokens.codes.shape
-    if weight.bits == 4 and channels % GROUP:
-        raise ShapeError(f"4-bit weights need a multiple of {GROUP} channels, not {channels}.")
     _expect("The tokens' scales", tokens.scale, (rows, 2), (torch.float32,), device)
     _expect("The tokens' sums", tokens.sums, (rows, 2), (torch.int32,), device)
-    _expect("The weight's codes", weight.codes, (None, channels * weight.bits // 8), (codec.stored,), device)
+    _expect("The weight's codes", weight.codes, (None, channels), (torch.int8,), device)
     outputs = weight.codes.shape[0]
     _expect("The weight's scales", weight.scale, (outputs, 2), (torch.float32,), device)
     if weight.zero is not None:

@@ -16,18 +16,25 @@ from ..errors import ShapeError
 from . import checks, reference
 from .cpu import ops as cpu
 from .cuda import ops as cuda
-from .values import KeyValue, PackedWeight, Ring, Tokens
+from .split import Columns
+from .values import DecodedWeight, KeyValue, PackedWeight, Ring, Tokens
 
 
-def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
+def quantize_activation(x: Tensor, columns: Columns, guard: float) -> Tokens:
     """See `reference.quantize_activation`. Raises ShapeError for what does not fit."""
-    return Tokens(*torch.ops.qarvd.quantize_activation(x, order, n_outlier, guard))
+    order, n_outlier, rotation = columns
+    return Tokens(*torch.ops.qarvd.quantize_activation(x, order, n_outlier, guard, rotation))
 
 
-def dual_scale_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def decode_weight(weight: PackedWeight) -> Tensor:
+    """See `reference.decode_weight`; 8-bit codes are what they are. Raises ShapeError for what does not fit."""
+    return weight.codes if weight.bits == 8 else torch.ops.qarvd.decode_weight(*weight)
+
+
+def dual_scale_linear(tokens: Tokens, weight: DecodedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """See `reference.dual_scale_linear`. Raises ShapeError for what does not fit."""
-    codes, scale, zero, n_outlier, bits = weight
-    return torch.ops.qarvd.dual_scale_linear(*tokens, codes, scale, zero, bias, n_outlier, bits, dtype)
+    codes, scale, zero, n_outlier = weight
+    return torch.ops.qarvd.dual_scale_linear(*tokens, codes, scale, zero, bias, n_outlier, dtype)
 
 
 def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:
@@ -61,20 +68,35 @@ class _Op(NamedTuple):
 
 
 def _flat_activation(run: Callable[..., Tokens]) -> Flat:
-    def call(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, ...]:
-        checks.check_activation(x, order, n_outlier)
-        return tuple(run(x, order, n_outlier, guard))
+    def call(x: Tensor, order: Tensor | None, n_outlier: int, guard: float, rotation: int = 0) -> tuple[Tensor, ...]:
+        columns = Columns(order, n_outlier, rotation)
+        checks.check_activation(x, columns)
+        return tuple(run(x, columns, guard))
 
     return call
 
 
-def _empty_tokens(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> tuple[Tensor, ...]:
-    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
-    return (
-        x.new_empty((rows, columns), dtype=torch.int8),
+def _empty_tokens(x: Tensor, columns: Columns, guard: float) -> Tokens:
+    rows, channels = x.numel() // x.shape[-1], x.shape[-1]
+    return Tokens(
+        x.new_empty((rows, channels), dtype=torch.int8),
         x.new_empty((rows, 2), dtype=torch.float32),
         x.new_empty((rows, 2), dtype=torch.int32),
     )
+
+
+def _flat_decode(run: Callable[..., Tensor]) -> Flat:
+    def call(codes: Tensor, group_scale: Tensor | None, table: Tensor | None, bits: int) -> Tensor:
+        packed = PackedWeight(codes, group_scale, table, bits)
+        checks.check_decode(packed)
+        return run(packed)
+
+    return call
+
+
+def _empty_codes(weight: PackedWeight) -> Tensor:
+    rows, stored = weight.codes.shape
+    return weight.codes.new_empty((rows, stored * 8 // weight.bits), dtype=torch.int8)
 
 
 def _flat_linear(run: Callable[..., Tensor]) -> Flat:
@@ -87,17 +109,16 @@ def _flat_linear(run: Callable[..., Tensor]) -> Flat:
         weight_zero: Tensor | None,
         bias: Tensor | None,
         n_outlier: int,
-        bits: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        tokens, packed = Tokens(codes, scale, sums), PackedWeight(weight, weight_scale, weight_zero, n_outlier, bits)
-        checks.check_linear(tokens, packed, bias, dtype)
-        return run(tokens, packed, bias, dtype)
+        tokens, decoded = Tokens(codes, scale, sums), DecodedWeight(weight, weight_scale, weight_zero, n_outlier)
+        checks.check_linear(tokens, decoded, bias, dtype)
+        return run(tokens, decoded, bias, dtype)
 
     return call
 
 
-def _empty_product(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _empty_product(tokens: Tokens, weight: DecodedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return tokens.codes.new_empty((tokens.codes.shape[0], weight.codes.shape[0]), dtype=dtype)
 
 
@@ -152,13 +173,18 @@ def _pair(name: str, key: Tensor | None, value: Tensor | None) -> KeyValue | Non
 _RING = "Tensor{} key_codes, Tensor{} key_scale, Tensor{} value_codes, Tensor{} value_scale"
 _OPS: dict[str, _Op] = {
     "quantize_activation": _Op(
-        "(Tensor x, Tensor? order, int n_outlier, float guard) -> (Tensor, Tensor, Tensor)",
+        "(Tensor x, Tensor? order, int n_outlier, float guard, int rotation=0) -> (Tensor, Tensor, Tensor)",
         _flat_activation,
-        _empty_tokens,
+        _flat_activation(_empty_tokens),
+    ),
+    "decode_weight": _Op(
+        "(Tensor codes, Tensor? group_scale, Tensor? table, int bits) -> Tensor",
+        _flat_decode,
+        _flat_decode(_empty_codes),
     ),
     "dual_scale_linear": _Op(
         "(Tensor codes, Tensor scale, Tensor sums, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
-        "Tensor? bias, int n_outlier, int bits, ScalarType dtype) -> Tensor",
+        "Tensor? bias, int n_outlier, ScalarType dtype) -> Tensor",
         _flat_linear,
         _flat_linear(_empty_product),
     ),

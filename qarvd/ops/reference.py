@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..float64 import to_float64
 from .codecs import cache_codec_of, codec_of
-from .split import to_columns
-from .values import KeyValue, PackedWeight, Ring, Tokens
+from .hadamard import butterflies
+from .split import Columns
+from .values import DecodedWeight, KeyValue, PackedWeight, Ring, Tokens
 
 QMAX = 127
 QUERY_QMAX = 32512
@@ -41,30 +42,44 @@ def _whole(x: Tensor, scale: Tensor, qmax: int) -> Tensor:
     return (x.float() * (1.0 / scale)).round_().clamp_(-qmax, qmax)
 
 
-def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
-    """Permute columns and quantize each token in two ranges.
+def quantize_activation(x: Tensor, columns: Columns, guard: float) -> Tokens:
+    """Permute and rotate input channels, and quantize each token in two ranges.
 
-    `x` [..., K] float; `order` int [K], the input column of each kernel column (None: as they are); `guard` is the
-    least ratio of the normal to the outlier scale that keeps the linear's accumulator below 2^30. The scale of an
-    empty outlier range is 0.
+    `x` [..., K] float; `guard` is the least ratio of the normal to the outlier scale that keeps the accumulator of the
+    linear below 2^30. The scale of an empty outlier range is 0.
     """
-    rows = to_columns(x.reshape(-1, x.shape[-1]).float(), order)
-    outlier, normal = rows[:, :n_outlier], rows[:, n_outlier:]
+    order, n, _ = columns
+    rows = x.reshape(-1, x.shape[-1]).float()
+    if order is not None:
+        rows = rows.gather(-1, order.long().expand(rows.shape))
+    outlier, normal = (butterflies(part, columns.width(part.shape[1])) for part in (rows[:, :n], rows[:, n:]))
+    return quantize_ranges(outlier, normal, guard)
+
+
+def quantize_ranges(outlier: Tensor, normal: Tensor, guard: float) -> Tokens:
+    """Quantize tokens whose ranges, float32 [M, n_outlier] and [M, K - n_outlier], are permuted and rotated already."""
     normal_scale = symmetric_scale(normal.abs().amax(1, keepdim=True))
-    if n_outlier:
+    if outlier.shape[1]:
         outlier_scale = symmetric_scale(outlier.abs().amax(1, keepdim=True))
         normal_scale = torch.maximum(normal_scale, outlier_scale * guard)
     else:
         outlier_scale = torch.zeros_like(normal_scale)
-    parts = [to_codes(normal, normal_scale)]
-    if n_outlier:
-        parts.insert(0, to_codes(outlier, outlier_scale))
-    codes = torch.cat(parts, dim=1)
-    sums = torch.stack([part.sum(1, dtype=torch.int32) for part in (codes[:, :n_outlier], codes[:, n_outlier:])], dim=1)
-    return Tokens(codes, torch.cat([outlier_scale, normal_scale], dim=1), sums)
+    parts = to_codes(outlier, outlier_scale), to_codes(normal, normal_scale)
+    sums = torch.stack([part.sum(1, dtype=torch.int32) for part in parts], dim=1)
+    return Tokens(torch.cat(parts, dim=1), torch.cat([outlier_scale, normal_scale], dim=1), sums)
 
 
-def dual_scale_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def decode_weight(weight: PackedWeight) -> Tensor:
+    """The 8-bit codes of a weight, int8 [N, K]: as they are stored, or its table's entries times their group's scale.
+
+    The product, in float32, is rounded half to even and clamped to +-127.
+    """
+    codes, group_scale, table, bits = weight
+    group = 0 if group_scale is None else codes.shape[1] * 8 // bits // group_scale.shape[1]
+    return codec_of(bits, group).decode(codes, group_scale, table)
+
+
+def dual_scale_linear(tokens: Tokens, weight: DecodedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Multiply quantized tokens by a quantized weight [N, K]: one K loop, rescaled once where the ranges meet.
 
     `bias` [N]. Returns [M, N] of `dtype`.
@@ -73,18 +88,17 @@ def dual_scale_linear(tokens: Tokens, weight: PackedWeight, bias: Tensor | None,
     that of the two ranges' scales, and the normal range is added to it. Epilogue, float32, in this order: product of
     the normal scales, product with the accumulator, zero points, bias.
     """
-    codec, n = codec_of(weight.bits), weight.n_outlier
-    codes, unit = codec.unpack(weight.codes), codec.unit
+    codes, scale, zero, n = weight
     outlier_x, normal_x = tokens.scale.unbind(1)
-    outlier_w, normal_w = weight.scale.unbind(1)
-    total = _integer_product(tokens.codes[:, n:], codes[:, n:]) * unit
+    outlier_w, normal_w = scale.unbind(1)
+    total = _integer_product(tokens.codes[:, n:], codes[:, n:])
     if n:
-        first = _integer_product(tokens.codes[:, :n], codes[:, :n]) * unit
+        first = _integer_product(tokens.codes[:, :n], codes[:, :n])
         ratio = (outlier_x / normal_x)[:, None] * (outlier_w / normal_w)
         total = (first.float() * ratio).round().long() + total
-    out = total.float() * (normal_x[:, None] * (normal_w * (1.0 / unit)))
-    if weight.zero is not None:
-        outlier_zero, normal_zero = weight.zero.float().unbind(1)
+    out = total.float() * (normal_x[:, None] * normal_w)
+    if zero is not None:
+        outlier_zero, normal_zero = zero.float().unbind(1)
         shift = (normal_x * tokens.sums[:, 1])[:, None] * (normal_w * normal_zero)
         if n:
             shift = (outlier_x * tokens.sums[:, 0])[:, None] * (outlier_w * outlier_zero) + shift

@@ -1,26 +1,82 @@
-"""A dual scale is a permutation: outlier input channels first, then the others, both in ascending order."""
+"""A dual scale is a permutation: outlier input channels first, then the others; each range may be rotated by itself."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..recipe import ROTATIONS
+from .hadamard import rotate
 
 ALIGNMENT = 32
 """Both ranges of a layer are multiples of this many channels, so that no kernel has to pad."""
 
 
+class Columns(NamedTuple):
+    """How tokens' input channels become the columns that kernels multiply: what ops are given of a split."""
+
+    order: Tensor | None
+    """int [channels], the input channel of each column before rotation; None if they stay as they are.
+
+    int32 on CUDA devices, as kernels read it, int64 elsewhere, as torch indexes.
+    """
+    n_outlier: int
+    """How many columns are the outlier range, which comes first."""
+    rotation: int
+    """Each range is rotated in blocks of this width, or of the widest power of two that divides the range; 0: not."""
+
+    def width(self, channels: int) -> int:
+        """Width of the blocks in which a range of so many channels is rotated; 1 if it is not."""
+        return gcd(channels, self.rotation) if self.rotation else 1
+
+    def lay_out(self, channels: int, device: torch.device) -> None:
+        """Make what `to_columns` of tokens would make at its first call."""
+        for size in (self.n_outlier, channels - self.n_outlier):
+            rotate(torch.zeros(1, size, device=device), self.width(size))
+
+    def to_columns(self, x: Tensor) -> Tensor:
+        """`x` [..., channels] as kernels multiply it."""
+        if self.order is not None:
+            x = x.gather(-1, self.order.long().expand(x.shape))  # several times faster than indexing on a CPU
+        return self._rotated(x)
+
+    def to_logical(self, columns: Tensor) -> Tensor:
+        """The inverse of `to_columns`."""
+        columns = self._rotated(columns)
+        if self.order is None:
+            return columns
+        logical = torch.empty_like(columns)
+        logical[..., self.order.long()] = columns
+        return logical
+
+    def _rotated(self, columns: Tensor) -> Tensor:
+        n, channels = self.n_outlier, columns.shape[-1]
+        if not self.rotation:
+            return columns
+        if not n:
+            return rotate(columns, self.width(channels))
+        outlier, normal = columns[..., :n], columns[..., n:]
+        return torch.cat([rotate(outlier, self.width(n)), rotate(normal, self.width(channels - n))], dim=-1)
+
+
 @dataclass(frozen=True)
 class ChannelSplit:
-    """Which of a layer's `channels` input channels are `outliers` (ascending); at most half of them."""
+    """Which of a layer's `channels` input channels are `outliers` (ascending); at most half of them.
+
+    With a `rotation`, each of the two ranges is rotated by Hadamard matrices of that width, or of the widest power of
+    two that divides the range.
+    """
 
     channels: int
     outliers: tuple[int, ...] = ()
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         chosen = self.outliers
@@ -31,21 +87,22 @@ class ChannelSplit:
             )
         if any(a >= b for a, b in itertools.pairwise(chosen)) or not set(chosen) <= set(range(self.channels)):
             raise ShapeError(f"Outlier channels must ascend and lie within 0 to {self.channels - 1}: {chosen}.")
+        if self.rotation not in ROTATIONS:
+            raise ShapeError(
+                f"Channels can't be rotated in blocks of {self.rotation}; widths are {', '.join(map(str, ROTATIONS))}."
+            )
 
     @classmethod
-    def of(cls, channels: int, outliers: Iterable[int]) -> ChannelSplit:
+    def of(cls, channels: int, outliers: Iterable[int], rotation: int = 0) -> ChannelSplit:
         """A split from outliers in any order."""
-        return cls(channels, tuple(sorted(outliers)))
+        return cls(channels, tuple(sorted(outliers)), rotation)
 
     @property
     def n_outlier(self) -> int:
         return len(self.outliers)
 
     def order(self, device: torch.device) -> Tensor | None:
-        """The input channel of each column in the kernel's order, [channels]; None if columns stay as they are.
-
-        int32 on CUDA devices, as kernels read it, int64 elsewhere, as torch indexes.
-        """
+        """See `Columns.order`."""
         if not self.outliers:
             return None
         normal = torch.ones(self.channels, dtype=torch.bool)
@@ -53,16 +110,20 @@ class ChannelSplit:
         order = torch.cat([torch.tensor(self.outliers, dtype=torch.int64), normal.nonzero()[:, 0]])
         return order.to(device, torch.int32 if device.type == "cuda" else torch.int64)
 
+    def columns(self, device: torch.device) -> Columns:
+        """What ops on `device` are given of this split."""
+        return Columns(self.order(device), self.n_outlier, self.rotation)
+
     def to_columns(self, x: Tensor) -> Tensor:
-        """`x` [..., channels] in the kernel's column order."""
-        return to_columns(x, self.order(x.device))
+        """`x` [..., channels] as kernels multiply it."""
+        return self.columns(x.device).to_columns(x)
 
     def to_logical(self, columns: Tensor) -> Tensor:
         """The inverse of `to_columns`."""
-        return to_logical(columns, self.order(columns.device))
+        return self.columns(columns.device).to_logical(columns)
 
     def square_to_columns(self, matrix: Tensor) -> Tensor:
-        """`matrix` [channels, channels] with both axes in the kernel's order."""
+        """`matrix` [channels, channels] with both axes as kernels multiply them."""
         return self.to_columns(self.to_columns(matrix).mT).mT.contiguous()
 
     def square_to_logical(self, matrix: Tensor) -> Tensor:
@@ -70,21 +131,5 @@ class ChannelSplit:
         return self.to_logical(self.to_logical(matrix).mT).mT.contiguous()
 
     def ranges(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of the outlier range and of the normal one of `columns` [..., channels], in the kernel's order."""
+        """Views of the outlier range and of the normal one of `columns` [..., channels]."""
         return columns[..., : self.n_outlier], columns[..., self.n_outlier :]
-
-
-def to_columns(x: Tensor, order: Tensor | None) -> Tensor:
-    """`x` [..., channels] in the kernel's column order; `order` as `ChannelSplit.order` gives it."""
-    if order is None:
-        return x
-    return x.gather(-1, order.long().expand(x.shape))  # several times faster than indexing on a CPU
-
-
-def to_logical(columns: Tensor, order: Tensor | None) -> Tensor:
-    """The inverse of `to_columns`."""
-    if order is None:
-        return columns
-    logical = torch.empty_like(columns)
-    logical[..., order.long()] = columns
-    return logical

@@ -31,16 +31,36 @@ class QuantizedActivation(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """What the product reads of a weight [N, K]; see `weight.QuantizedWeight`."""
+    """What decoding reads of a weight [N, K]; see `weight.QuantizedWeight`."""
 
     codes: Tensor
     """The codec's bytes, [N, K * bits / 8]."""
+    group_scale: Tensor | None
+    """float8_e4m3fn or float32 [N, K / group]; None for plain codes."""
+    table: Tensor | None
+    """float32 [2^bits], where the codec has one."""
+    bits: int
+
+
+class DecodedWeight(NamedTuple):
+    """What the product reads of a weight [N, K]."""
+
+    codes: Tensor
+    """int8 [N, K], in the kernel's columns."""
     scale: Tensor
     """float32 [N, 2]: outlier, normal."""
     zero: Tensor | None
     """int8 [N, 2]."""
     n_outlier: int
-    bits: int
+
+    def restore(self) -> Tensor:
+        """Float32 [N, K] that the codes stand for, in the kernel's columns."""
+        n, codes = self.n_outlier, self.codes.float()
+        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.float()
+        parts = [self.scale[:, 1:] * (codes[:, n:] - zero[:, 1:])]
+        if n:
+            parts.insert(0, self.scale[:, :1] * (codes[:, :n] - zero[:, :1]))
+        return torch.cat(parts, dim=1)
 
 
 class KeyValue(NamedTuple):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .codecs import Codec
-from .split import ChannelSplit, to_logical
-from .values import PackedWeight, Prepared
+from .split import ChannelSplit, Columns
+from .values import DecodedWeight, PackedWeight, Prepared
 
 LEAST_RATIO = 1 / 256
 """The normal scale is at least this much of the outlier scale, so that one near-zero row can't ruin the guard."""
@@ -20,11 +20,13 @@ LEAST_RATIO = 1 / 256
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """Codes in the kernel's column order, with a scale for each of the two ranges.
+    """Codes of the kernel's columns, which decode to 8 bits, with a scale for each of the two ranges.
 
-    `codes` are the codec's bytes of int8 [out, in]; `scale` is float32 [out, 2] (outlier, normal); `zero`, if the
-    weight is asymmetric, int8 [out, 2]: a weight is scale * (code - zero). `order` and `guard` follow from split and
-    scale: to change those, make a new weight rather than `replace` them. Raises ShapeError for what does not fit.
+    `codes` are the codec's bytes of [out, in]; `scale` is float32 [out, 2] (outlier, normal); `zero`, if the weight is
+    asymmetric, int8 [out, 2]: a weight is scale * (decoded - zero). A codec with groups also has `group_scale`,
+    float8_e4m3fn or float32 [out, in / group], and if it has tables, a `table`, float32 [2^bits]. `order` and `guard`
+    follow from split and scale: to change those, make a new weight rather than `replace` them. Raises ShapeError for
+    what does not fit.
     """
 
     codec: Codec
@@ -32,6 +34,8 @@ class QuantizedWeight:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None = None
+    group_scale: Tensor | None = None
+    table: Tensor | None = None
     order: Tensor | None = field(default=None, repr=False)
     """`split.order` where the codes are; made if not given."""
     guard: float = field(default=math.nan, repr=False)
@@ -41,18 +45,31 @@ class QuantizedWeight:
     """How it runs, from the first call on; `linear.prepare` sets it."""
 
     def __post_init__(self) -> None:
-        out = self.codes.shape[0]
-        expected = (out, self.split.channels * self.codec.bits // 8)
+        out, codec, channels = self.codes.shape[0], self.codec, self.split.channels
+        expected = (out, channels * codec.bits // 8)
         pairs = (self.scale, *(() if self.zero is None else (self.zero,)))
         if tuple(self.codes.shape) != expected or any(tuple(t.shape) != (out, 2) for t in pairs):
             raise ShapeError(
                 f"Codes of shape {tuple(self.codes.shape)} and scales of shape {tuple(self.scale.shape)} do not fit "
-                f"{self.split.channels} input channels at {self.codec.bits} bits; expected {expected} and {(out, 2)}."
+                f"{channels} input channels at {codec.bits} bits; expected {expected} and {(out, 2)}."
             )
+        groups = () if self.group_scale is None else tuple(self.group_scale.shape)
+        if groups != ((out, channels // codec.group) if codec.group else ()) or self._straddled():
+            raise ShapeError(
+                f"Scales of groups have shape {groups or 'none'}, for {self.split.n_outlier} outliers of {channels} "
+                f"channels stored as {codec.name}: groups of {codec.group or 'no'} columns must fill both ranges."
+            )
+        entries = None if self.table is None else tuple(self.table.shape)
+        if entries != ((len(codec.table),) if codec.has_table else None):
+            raise ShapeError(f"A table of shape {entries} does not fit weights stored as {codec.name}.")
         if self.split.n_outlier and self.order is None:
             object.__setattr__(self, "order", self.split.order(self.codes.device))
         if math.isnan(self.guard):
             object.__setattr__(self, "guard", guard_of(self.scale, self.split.n_outlier))
+
+    def _straddled(self) -> bool:
+        """Whether a group of columns lies in both ranges."""
+        return bool(self.codec.group) and self.split.n_outlier % self.codec.group != 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are prepared anew: what a backend laid out belongs to the tensors of this one."""
@@ -65,28 +82,43 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored, the list of outliers included."""
-        zero = 0 if self.zero is None else self.zero.nbytes
-        return self.codes.nbytes + self.scale.nbytes + zero + 4 * self.split.n_outlier
+        """Bytes of all that is stored, the list of outliers included; row scales beside those of groups take two."""
+        scale = self.scale.nbytes // (2 if self.codec.group else 1)
+        others = (self.zero, self.group_scale, self.table)
+        return self.codes.nbytes + scale + sum(t.nbytes for t in others if t is not None) + 4 * self.split.n_outlier
+
+    @property
+    def columns(self) -> Columns:
+        """How tokens become what the codes are multiplied by."""
+        return Columns(self.order, self.split.n_outlier, self.split.rotation)
 
     @property
     def packed(self) -> PackedWeight:
-        """What the product reads."""
-        return PackedWeight(self.codes, self.scale, self.zero, self.split.n_outlier, self.codec.bits)
+        """What decoding reads."""
+        return PackedWeight(self.codes, self.group_scale, self.table, self.codec.bits)
+
+    @property
+    def decoded(self) -> DecodedWeight:
+        """What the product reads, with codes decoded now."""
+        return self.with_codes(self.codec.decode(self.codes, self.group_scale, self.table))
+
+    def with_codes(self, codes: Tensor) -> DecodedWeight:
+        """What the product reads, of codes that a backend has decoded to int8 [out, in]."""
+        return DecodedWeight(codes, self.scale, self.zero, self.split.n_outlier)
 
     def dequantize(self) -> Tensor:
-        """Float32 [out, in] in the logical column order."""
-        return to_logical(self.columns(), self.order)
-
-    def columns(self) -> Tensor:
-        """Float32 [out, in] in the kernel's column order."""
-        return restore(self.codec.unpack(self.codes), self.scale, self.zero, self.split.n_outlier)
+        """Float32 [out, in] of the logical input channels."""
+        return self.columns.to_logical(self.decoded.restore())
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight on another device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
         codes, scale = self.codes.to(device), self.scale.to(device)
-        zero = None if self.zero is None else self.zero.to(device)
-        return QuantizedWeight(self.codec, self.split, codes, scale, zero, guard=self.guard)
+        parts = map(moved, (self.zero, self.group_scale, self.table))
+        return QuantizedWeight(self.codec, self.split, codes, scale, *parts, guard=self.guard)
 
 
 def guard_of(scale: Tensor, n_outlier: int) -> float:
@@ -95,30 +127,23 @@ def guard_of(scale: Tensor, n_outlier: int) -> float:
         return 0.0
     if scale.is_meta:
         return math.nan
-    # 128: the 4-bit code -8 counts as -128 where kernels read 16 times the code.
+    if not len(scale):
+        return 0.0
     return n_outlier * 127 * 128 * (scale[:, 0] / scale[:, 1]).max().item() / 2**30
-
-
-def restore(codes: Tensor, scale: Tensor, zero: Tensor | None, n_outlier: int) -> Tensor:
-    """Float32 [out, in] that unpacked `codes` [out, in] stand for; all in the kernel's column order.
-
-    `scale` and `zero` as in QuantizedWeight.
-    """
-    codes = codes.float()
-    zero = torch.zeros_like(scale) if zero is None else zero.float()
-    return torch.cat(
-        [
-            scale[:, :1] * (codes[:, :n_outlier] - zero[:, :1]),
-            scale[:, 1:] * (codes[:, n_outlier:] - zero[:, 1:]),
-        ],
-        dim=1,
-    )
 
 
 def sample_weight(codec: Codec) -> QuantizedWeight:
     """A small weight with all that a linear can have, to try with what runs or loads linears."""
-    split, out = ChannelSplit.of(64, range(1, 64, 2)), 32
-    codes = (torch.arange(out * 64).view(out, 64) * 7 % (2 * codec.high + 1) - codec.high).to(torch.int8)
+    split, out = ChannelSplit.of(192, range(1, 128, 2), rotation=64), 32
+    places = torch.arange(out * 192).view(out, 192) * 7
     scale = torch.stack([torch.linspace(0.02, 0.03, out), torch.linspace(0.001, 0.002, out)], dim=1)
+    if codec.group:
+        scale = scale.bfloat16().float()
+        codes = (places % 2**codec.bits).to(torch.int8)
+        table = torch.tensor(codec.table)
+        relative = torch.linspace(0.5, 1, out * 192 // codec.group).view(out, -1) * (127 / table.abs().max())
+        own = table * 0.99 if codec.has_table else None
+        return QuantizedWeight(codec, split, codec.pack(codes), scale, None, relative.to(torch.float8_e4m3fn), own)
+    codes = (places % (2 * codec.high + 1) - codec.high).to(torch.int8)
     zero = (torch.arange(2 * out).view(out, 2) % 5 - 2).to(torch.int8)
     return QuantizedWeight(codec, split, codec.pack(codes), scale, zero)

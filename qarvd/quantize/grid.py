@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,9 +12,28 @@ from ..ops.codecs import Codec
 from ..ops.split import ChannelSplit
 from ..ops.weight import LEAST_RATIO, QuantizedWeight
 
-CLIPS = tuple(1 - 0.02 * i for i in range(26))
-"""Fractions of a row's range that are tried as its clip, 1 down to 0.5."""
 LEAST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What the codes of a codec with groups may be: its table times each group's scale, rounded."""
+
+    size: int
+    scale: Tensor
+    """Of each group of columns, relative to its row's, [rows, in / size]; values that the file can hold."""
+    table: Tensor
+    """[2^bits], ascending, of the dtype of `scale`."""
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """Whole numbers [rows, in / size, 2^bits], ascending."""
+        return levels_of(self.table, self.scale)
+
+    @cached_property
+    def between(self) -> Tensor:
+        """The middle of each two levels, group by group, [in / size, rows, 2^bits - 1]."""
+        return ((self.levels[..., 1:] + self.levels[..., :-1]) / 2).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,8 @@ class Grid:
     """[rows, 2], floating point."""
     zero: Tensor | None
     """[rows, 2], whole numbers of the dtype of `scale`; None for a symmetric grid."""
+    groups: Groups | None = None
+    """Which codes there are; None: all whole numbers from `low` to `high`."""
 
     def per_column(self, n_outlier: int, columns: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each weight, [rows, columns] in kernel column order."""
@@ -34,67 +55,43 @@ class Grid:
         zero = torch.zeros_like(self.scale) if self.zero is None else self.zero
         return self.scale[:, part], zero[:, part]
 
+    def nearest(self, place: Tensor, column: int) -> Tensor:
+        """The code nearest to `place` [rows], a weight of this column over its scale, plus its zero point."""
+        if self.groups is None:
+            return place.round().clamp(self.low, self.high)
+        group = column // self.groups.size
+        found = torch.searchsorted(self.groups.between[group], place[:, None])
+        return self.groups.levels[:, group].gather(1, found)[:, 0]
 
-def full_range(codec: Codec) -> tuple[int, int]:
-    """Codes of an asymmetric grid: all of 4 bits; 8 bits keep the symmetric range, whose step hardly differs."""
-    return (-8, 7) if codec.bits == 4 else (codec.low, codec.high)
+    def all_nearest(self, place: Tensor) -> Tensor:
+        """The same of all columns, `place` [rows, in]."""
+        if self.groups is None:
+            return place.round().clamp(self.low, self.high)
+        by_group = place.unflatten(1, (-1, self.groups.size)).transpose(0, 1).contiguous()
+        found = torch.searchsorted(self.groups.between, by_group).transpose(0, 1)
+        return self.groups.levels.gather(2, found).flatten(1)
+
+    def around(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes below and above `place` [rows, in]; the two lowest or highest ones beyond those."""
+        if self.groups is None:
+            below = place.floor().clamp(self.low, self.high - 1)
+            return below, below + 1
+        levels = self.groups.levels
+        above = torch.searchsorted(levels, place.unflatten(1, (-1, self.groups.size)).contiguous(), right=True)
+        above = above.clamp_(1, levels.shape[-1] - 1)
+        return levels.gather(2, above - 1).flatten(1), levels.gather(2, above).flatten(1)
 
 
-def fit_grid(
-    columns: Tensor,
-    n_outlier: int,
-    codec: Codec,
-    symmetric: bool,
-    gram: Tensor | None = None,
-    clips: Sequence[float] = CLIPS,
-) -> Grid:
-    """The grid whose clip, of each row and range, leaves the least squared error after rounding to nearest.
-
-    `columns` [rows, in] in kernel order. With `gram` [in, in], in the same order, it is the error of the output.
-    """
-    parts = [
-        _fit(columns[:, span], codec, symmetric, None if gram is None else gram[span, span], clips)
-        for span in (slice(0, n_outlier), slice(n_outlier, None))
-    ]
-    if not n_outlier:
-        parts[0] = parts[1]
-    low, high = (codec.low, codec.high) if symmetric else full_range(codec)
-    scale = torch.stack([scale for scale, _ in parts], dim=1)
-    zero = None if symmetric else torch.stack([zero for _, zero in parts], dim=1)
-    return floored(Grid(low, high, scale, zero))
+def levels_of(table: Tensor, scale: Tensor) -> Tensor:
+    """What a table's entries stand for in groups of these scales [...], ascending: [..., len(table)]."""
+    return (table * scale.unsqueeze(-1)).round_().clamp_(-127, 127)
 
 
 def floored(grid: Grid) -> Grid:
     """The same with the normal step at least 1/256 of the outlier step (docs/format.md)."""
     outlier, normal = grid.scale.clamp_min(LEAST_SCALE).unbind(1)
     scale = torch.stack([outlier, torch.maximum(normal, outlier * LEAST_RATIO)], dim=1)
-    return Grid(grid.low, grid.high, scale, grid.zero)
-
-
-def _fit(
-    rows: Tensor, codec: Codec, symmetric: bool, gram: Tensor | None, clips: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point [rows] of one range."""
-    least = rows.new_full((len(rows),), torch.inf)
-    best_scale, best_zero = torch.full_like(least, LEAST_SCALE), torch.zeros_like(least)
-    if not rows.shape[1]:
-        return best_scale, best_zero
-    if symmetric:
-        low, high = codec.low, codec.high
-        top = rows.abs().amax(1)
-        bottom = -top
-    else:
-        low, high = full_range(codec)
-        top, bottom = rows.amax(1).clamp_min(0), rows.amin(1).clamp_max(0)
-    for clip in clips:
-        scale = ((top - bottom) * (clip / (high - low))).clamp_min(LEAST_SCALE)
-        zero = torch.zeros_like(scale) if symmetric else (low - clip * bottom / scale).round().clamp(low, high)
-        codes = to_codes(rows, scale[:, None], zero[:, None], low, high)
-        error = row_error(scale[:, None] * (codes - zero[:, None]) - rows, gram)
-        better = error < least
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-        least = torch.minimum(error, least)
-    return best_scale, best_zero
+    return replace(grid, scale=scale)
 
 
 def row_error(difference: Tensor, gram: Tensor | None) -> Tensor:
@@ -109,5 +106,10 @@ def to_codes(rows: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> 
 
 def assemble(codes: Tensor, grid: Grid, split: ChannelSplit, codec: Codec) -> QuantizedWeight:
     """Pack codes [out, in] in kernel column order with their grid."""
-    zero = None if grid.zero is None else grid.zero.to(torch.int8)
-    return QuantizedWeight(codec, split, codec.pack(codes.to(torch.int8)), grid.scale.float(), zero)
+    zero, groups = None if grid.zero is None else grid.zero.to(torch.int8), grid.groups
+    if groups is None:
+        return QuantizedWeight(codec, split, codec.pack(codes.to(torch.int8)), grid.scale.float(), zero)
+    places = torch.searchsorted(groups.levels, codes.unflatten(1, (-1, groups.size)).contiguous()).flatten(1)
+    table = groups.table.float() if codec.has_table else None
+    relative = groups.scale.to(torch.float8_e4m3fn)
+    return QuantizedWeight(codec, split, codec.pack(places.to(torch.int8)), grid.scale.float(), None, relative, table)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops.codecs import Codec
-from .grid import Grid, fit_grid, floored, full_range, to_codes
+from ..ops.weight import QuantizedWeight
+from .fit import fit_grid, full_range
+from .grid import Grid, Groups, floored
 
 CLIPS = (1.0, 0.9, 0.8, 0.7)
 """Fewer than for a file: a merge is waited for."""
@@ -21,8 +23,12 @@ UNCHANGED = 1e-3
 squared steps, is no more above another's."""
 
 
-def grid_of(codec: Codec, scale: Tensor, zero: Tensor | None) -> Grid:
-    """The grid of a quantized weight with these scales and zero points, [out, 2]."""
+def grid_of(weight: QuantizedWeight) -> Grid:
+    """The grid of a quantized weight."""
+    codec, scale, zero = weight.codec, weight.scale, weight.zero
+    if weight.group_scale is not None:
+        table = scale.new_tensor(codec.table) if weight.table is None else weight.table
+        return Grid(codec.low, codec.high, scale, None, Groups(codec.group, weight.group_scale.float(), table))
     if zero is None:
         return Grid(codec.low, codec.high, scale, None)
     return Grid(*full_range(codec), scale, zero.to(scale.dtype))
@@ -46,14 +52,19 @@ def round_near(columns: Tensor, n_outlier: int, grid: Grid, seed: int | None) ->
     """
     scale, zero = grid.per_column(n_outlier, columns.shape[1])
     place = columns / scale + zero
-    codes = place.round()
+    codes = grid.all_nearest(place)
     if seed:
-        off = (place - codes).abs_()  # 0 to a half
+        below, above = grid.around(place)
+        step = (above - below).clamp_min_(1)
+        share = (place - below) / step
+        off = share - share.floor()
+        off = torch.minimum(off, 1 - off)  # 0 to a half
         width = _dither(off, n_outlier)
         generator = torch.Generator(place.device).manual_seed(seed % 2**63)
         chance = torch.rand(place.shape, generator=generator, dtype=place.dtype, device=place.device)
-        codes = torch.where(off < UNCHANGED, codes, (place + (chance - 0.5) * width).round_())
-    return codes.clamp_(grid.low, grid.high)
+        drawn = below + step * (share + (chance - 0.5) * width).round_().clamp_(0, 1)
+        codes = torch.where(off < UNCHANGED, codes, drawn)
+    return codes
 
 
 def _better(columns: Tensor, n_outlier: int, old: Grid, new: Grid) -> Grid:
@@ -62,16 +73,20 @@ def _better(columns: Tensor, n_outlier: int, old: Grid, new: Grid) -> Grid:
     keep = gain <= UNCHANGED * old.scale.square()
     if not n_outlier:
         keep = keep[:, 1:].expand(-1, 2)  # both columns tell of the one range
-    zero = None
+    zero, groups = None, None
     if old.zero is not None and new.zero is not None:
         zero = torch.where(keep, old.zero, new.zero)
-    return floored(replace(new, scale=torch.where(keep, old.scale, new.scale), zero=zero))
+    if old.groups is not None and new.groups is not None:
+        size = old.groups.size
+        part = (torch.arange(0, columns.shape[1], size, device=keep.device) >= n_outlier).long()
+        groups = replace(old.groups, scale=torch.where(keep[:, part], old.groups.scale, new.groups.scale))
+    return floored(replace(new, scale=torch.where(keep, old.scale, new.scale), zero=zero, groups=groups))
 
 
 def _error(columns: Tensor, n_outlier: int, grid: Grid) -> Tensor:
     """Squared error of every weight, rounded to nearest."""
     scale, zero = grid.per_column(n_outlier, columns.shape[1])
-    return (scale * (to_codes(columns, scale, zero, grid.low, grid.high) - zero) - columns).square_()
+    return (scale * (grid.all_nearest(columns / scale + zero) - zero) - columns).square_()
 
 
 def _dither(off: Tensor, n_outlier: int) -> Tensor:

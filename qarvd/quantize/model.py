@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..calibrate.stats import LayerStats
 from ..errors import CheckpointError, SettingError
 from ..float64 import float64_device
-from ..ops.codecs import codec_of
+from ..ops.codecs import Codec, codec_of
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT, ChannelSplit
 from ..recipe import Recipe
@@ -71,11 +71,11 @@ def weight_bits(tree: nn.Module) -> float:
     return sum(8 * w.nbytes for w in weights) / sum(prod(w.shape) for w in weights) if weights else 16.0
 
 
-def choose_split(weights: Sequence[Tensor], recipe: Recipe) -> ChannelSplit:
+def choose_split(weights: Sequence[Tensor], recipe: Recipe, codec: Codec) -> ChannelSplit:
     """The outlier channels that linears with one input share, without knowing the input."""
     if recipe.outliers == "none":
-        return ChannelSplit(weights[0].shape[1])
-    return published_split(*weights)
+        return ChannelSplit(weights[0].shape[1], rotation=recipe.rotation)
+    return replace(published_split(*weights, unit=max(ALIGNMENT, codec.group)), rotation=recipe.rotation)
 
 
 @torch.no_grad()
@@ -130,19 +130,21 @@ def quantize_group(
     if stats is not None and linears[0].weight.device != precise:
         linears, stats = [copy.deepcopy(linear).to(precise) for linear in linears], stats.to(precise)
     weights = [linear.weight for linear in linears]
-    reason = "given 16 bits by the bit budget" if bits == 16 else reason_to_keep(names, weights[0].shape[1], recipe)
+    reason = reason_to_keep(names, weights[0].shape[1], recipe, bits)
+    if bits == 16:
+        reason = "given 16 bits by the bit budget"
     if reason:
         return [
             (None, LayerReport(name, (len(w), w.shape[1]), 0, 16, 2 * w.numel(), 0.0, kept=reason))
             for name, w in zip(names, weights, strict=True)
         ]
-    codec = codec_of(bits)
+    codec = codec_of(bits, recipe.group_at(bits))
     tried = None
     if recipe.outliers == "search" and stats is not None:
-        search = search_split(weights, stats, codec, recipe.symmetric)
+        search = search_split(weights, stats, codec, recipe.symmetric, recipe.rotation)
         split, tried = search.split, search.errors
     else:
-        split = choose_split(weights, recipe)
+        split = choose_split(weights, recipe, codec)
     results = []
     for name, linear in zip(names, linears, strict=True):
         correct = recipe.correct_bias and stats is not None and linear.bias is not None
@@ -188,12 +190,13 @@ def relative_error(weight: Tensor, other: Tensor) -> float:
     return float(((weight - other).square().sum() / weight.square().sum()).nan_to_num())
 
 
-def reason_to_keep(names: Sequence[str], channels: int, recipe: Recipe) -> str | None:
-    """Why linears with one input cannot be quantized, or None."""
+def reason_to_keep(names: Sequence[str], channels: int, recipe: Recipe, bits: int | None = None) -> str | None:
+    """Why linears with one input cannot be quantized (to other `bits` than the recipe's), or None."""
     if set(names) & set(recipe.keep):
         return "kept by the recipe"
-    if channels % ALIGNMENT:
-        return f"its {channels} input channels are not a multiple of {ALIGNMENT}"
+    unit = max(ALIGNMENT, recipe.group_at(recipe.weight_bits if bits is None else bits))
+    if channels % unit:
+        return f"its {channels} input channels are not a multiple of {unit}"
     return None
 
 

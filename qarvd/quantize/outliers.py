@@ -55,7 +55,7 @@ def detect(norms: Tensor, align: int = ALIGNMENT, most: int | None = None) -> De
     return Detection(tuple(sorted(largest.tolist())), float(threshold))
 
 
-def published_split(*weights: Tensor) -> ChannelSplit:
-    """The published outliers of linears that read one input, in the alignment that kernels need."""
+def published_split(*weights: Tensor, unit: int = ALIGNMENT) -> ChannelSplit:
+    """The published outliers of linears that read one input, a multiple of `unit`, as kernels and groups need it."""
     norms = column_norms(*weights)
-    return ChannelSplit(len(norms), detect(norms, most=len(norms) // (2 * ALIGNMENT) * ALIGNMENT).channels)
+    return ChannelSplit(len(norms), detect(norms, unit, most=len(norms) // (2 * unit) * unit).channels)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import library
 from ..ops.codecs import cache_codec_of
-from ..ops.hadamard import hadamard, rotate
+from ..ops.hadamard import rotate
 from ..ops.values import KeyValue, Ring
 from .cache import KVCache, shift_in_time
 
@@ -53,7 +53,6 @@ class QuantizedCache(KVCache):
     def reset(self) -> None:
         super().reset()
         self._layers: dict[int, _Layer] = {}
-        self._rotation: Tensor | None = None
 
     def _close(self) -> None:
         for layer in self._layers.values():
@@ -96,9 +95,7 @@ class QuantizedCache(KVCache):
         """Queries or keys as they are compared, and back: rotating twice changes nothing."""
         if self.bits > 4:
             return x
-        if self._rotation is None:
-            self._rotation = hadamard(x.shape[-1], x.device)
-        return rotate(x, self._rotation)
+        return rotate(x, x.shape[-1] & -x.shape[-1])
 
     def _empty_ring(self, like: Tensor) -> Ring:
         batch, heads, _, head_dim = like.shape

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import ours_rotated, published, rotation, smoothquant
+from baselines import published, rotation, smoothquant
 from baselines.fake import FakeLinear, Static
 from baselines.inputs import Samples, collect
 from baselines.methods import METHODS, Case
@@ -18,7 +18,6 @@ from tiny.model import tiny_model
 from torch import Tensor
 
 from qarvd.calibrate.rollout import Setting
-from qarvd.calibrate.stats import LayerStats
 from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.quantize.model import linear_groups
 from qarvd.quantize.outliers import published_split
@@ -127,18 +126,6 @@ def test_what_is_rotated_or_smoothed_can_be_rounded_by_gptq(full: Any) -> None:
     assert all(compensated < 0.7 * nearest for nearest, compensated in errors.values()), errors
 
 
-def test_statistics_can_be_rotated_as_the_inputs_they_are_of() -> None:
-    random = torch.Generator().manual_seed(0)
-    transform = torch.linalg.qr(torch.randn(96, 96, generator=random)).Q
-    x, x_full = torch.randn(2, 200, 96, generator=random)
-    weight = torch.rand(200, generator=random)
-    pairs = ((x, x_full), (x @ transform, x_full @ transform))
-    before, expected = (LayerStats.of(*pair, weight, torch.Generator().manual_seed(1)) for pair in pairs)
-    found = ours_rotated.rotated_stats(before, transform)
-    for field in ("gram", "cross", "total", "drift", "samples", "sample_weight"):
-        torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-4, atol=1e-3)
-
-
 def tiny(bits: int) -> Case:
     """A case of the tiny model, calibrated once."""
     text = TEXT[..., : TINY.text_dim]
@@ -151,22 +138,6 @@ def tiny(bits: int) -> Case:
 def last_chunk(tree: Any, case: Case) -> Tensor:
     chunks = roll_out(tree, TINY, SETTING.preset, case.text, SETTING.size, SETTING.frames, range(3))
     return list(chunks)[-1].latents
-
-
-def test_ours_on_rotated_inputs_is_the_model_at_8_bits_and_rotates_within_its_ranges() -> None:
-    case = tiny(8)
-    full = case.model.tree
-    tree, _ = METHODS["ours_rotated"].build(case)
-    rotated = [module for module in tree.modules() if isinstance(module, ours_rotated.Rotated)]
-    assert len(rotated) == sum(isinstance(m, torch.nn.Linear) for m in full.blocks.modules()) + 1  # and a text's
-    for module in rotated:
-        quantized: Any = module.linear
-        split = quantized.weight.split
-        chosen, others = split.ranges(split.to_columns(torch.arange(split.channels)))
-        assert not module.transform[chosen[:, None], others].any()
-        assert not module.transform[others[:, None], chosen].any()
-    expected = last_chunk(full, case)
-    assert (last_chunk(tree, case) - expected).square().mean() < 1e-2 * expected.square().mean()
 
 
 def test_every_variant_of_ours_makes_another_model() -> None:

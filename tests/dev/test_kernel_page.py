@@ -32,15 +32,15 @@ def test_a_table_of_counts_shows_the_main_loops_of_its_architecture(tmp_path: Pa
     }
     made = {"registers": 168, "stack": 0, "shared": 49152, "blocks": 2, "turns": [turn]}
     kernels = [
-        {"name": "qarvd_linear_w4_large", "architecture": "sm_86", **made},
-        {"name": "qarvd_linear_w4_large", "architecture": "sm_75", **made, "registers": 255},
+        {"name": "qarvd_linear_large", "architecture": "sm_86", **made},
+        {"name": "qarvd_linear_large", "architecture": "sm_75", **made, "registers": 255},
         {"name": "qarvd_a_kernel_that_no_table_shows", "architecture": "sm_86", **made},
     ]
     record = tmp_path / "kernels.json"
     record.write_text(json.dumps({"qarvd": kernels, "comfy-kitchen": []}))
     _, _, *rows = [line.split(" | ") for line in filled(marked("sm_86"), record).splitlines() if line.startswith("|")]
     (row,) = ([cell.strip(" |") for cell in cells] for cells in rows)
-    assert row[:6] == ["linear_w4_large", "168", "0", "49152", "2", "keys"]
+    assert row[:6] == ["linear_large", "168", "0", "49152", "2", "keys"]
     assert row[6:8] == ["700 / 500", "64 / 32 / 16 / 8 / 380"]  # 380 are neither of the others
     assert row[8:] == ["436", "96", "24", "1.00"]  # (500 - 64) in 436 cycles
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarvd.ops import library, reference
-from qarvd.ops.codecs import cache_codec_of
+from qarvd.ops.codecs import CODECS, cache_codec_of
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.values import KeyValue, Ring
 
@@ -32,8 +32,9 @@ Case = tuple[QuantizedLinear, Tensor]
 
 
 def linear_case(bits: int, rows: int, outputs: int, groups: int, outliers: int, dtype: str, seed: int) -> Case:
-    """A layer with zero points and bias, and tokens, on the CPU."""
-    weight = cases.weight_of(bits, outputs, 32 * groups, 32 * min(outliers, groups // 2), True, seed)
+    """A rotated layer with a bias, and with zero points or scales of groups, and tokens, on the CPU."""
+    n_outlier, codec = 32 * min(outliers, groups // 2), CODECS[{8: "int8", 4: "int4g16"}[bits]]
+    weight = cases.weight_of(codec, outputs, 32 * groups, n_outlier, True, seed, rotation=256)
     layer = QuantizedLinear(weight, torch.randn(outputs, generator=cases.draw(seed)))
     return layer, cases.tokens_of(rows, weight, dtype, seed + 1)
 
@@ -41,8 +42,8 @@ def linear_case(bits: int, rows: int, outputs: int, groups: int, outliers: int, 
 def expected_of(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """What the reference makes of `x`."""
     weight = layer.weight
-    tokens = reference.quantize_activation(x, weight.order, weight.split.n_outlier, weight.guard)
-    return reference.dual_scale_linear(tokens, weight.packed, layer.bias, x.dtype)
+    tokens = reference.quantize_activation(x, weight.columns, weight.guard)
+    return reference.dual_scale_linear(tokens, weight.decoded, layer.bias, x.dtype)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -68,6 +69,12 @@ def test_linears_of_wan_equal_the_reference(card: torch.device, bits: int) -> No
     layer, x = linear_case(bits, 1560, 1536, 280, 2, "bfloat16", 0)
     expected = expected_of(layer, x)
     assert equal(layer.to(card)(x.to(card)), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if codec.bits < 8])
+def test_weights_are_decoded_as_the_reference_says(card: torch.device, name: str) -> None:
+    weight = cases.weight_of(CODECS[name], 72, 1536, 192, True, 0)
+    assert equal(library.decode_weight(weight.to(card).packed), weight.decoded.codes)
 
 
 def test_few_tokens_are_multiplied_as_they_are(card: torch.device) -> None:
@@ -245,7 +252,9 @@ def test_ops_keep_the_rules_of_torch(card: torch.device) -> None:
     layer, x = linear_case(8, 20, 32, 2, 1, "float16", 0)
     weight, x = layer.weight.to(card), x.to(card)
     n = weight.split.n_outlier
-    torch.library.opcheck(torch.ops.qarvd.quantize_activation, (x, weight.order, n, weight.guard))
-    tokens = library.quantize_activation(x, weight.order, n, weight.guard)
-    arguments = (*tokens, weight.codes, weight.scale, weight.zero, None, n, 8, torch.float16)
+    torch.library.opcheck(
+        torch.ops.qarvd.quantize_activation, (x, weight.order, n, weight.guard, weight.split.rotation)
+    )
+    tokens = library.quantize_activation(x, weight.columns, weight.guard)
+    arguments = (*tokens, weight.codes, weight.scale, weight.zero, None, n, torch.float16)
     torch.library.opcheck(torch.ops.qarvd.dual_scale_linear, arguments)

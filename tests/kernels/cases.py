@@ -9,8 +9,8 @@ from emulator.launcher import Emulator
 from torch import Tensor
 
 from qarvd.ops import reference
-from qarvd.ops.codecs import codec_of
-from qarvd.ops.cuda import kernels
+from qarvd.ops.codecs import CODECS, Codec, codec_of
+from qarvd.ops.cuda import kernels, ring_kernels
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.values import KeyValue, Ring
 from qarvd.ops.weight import QuantizedWeight
@@ -23,14 +23,22 @@ def draw(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def weight_of(bits: int, outputs: int, channels: int, n_outlier: int, zero: bool, seed: int) -> QuantizedWeight:
-    """Any codes, scales and zero points."""
-    codec, generator = codec_of(bits), draw(seed)
+def weight_of(
+    codec: Codec, outputs: int, channels: int, n_outlier: int, zero: bool, seed: int, rotation: int = 0
+) -> QuantizedWeight:
+    """Any codes, scales and, of plain codecs, zero points."""
+    generator = draw(seed)
     outliers = torch.randperm(channels, generator=generator)[:n_outlier].tolist()
-    codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
+    split = ChannelSplit.of(channels, outliers, rotation)
     scale = (torch.rand(outputs, 2, generator=generator) + 0.5) * torch.tensor([0.05, 0.01])
     zeros = torch.randint(-3, 4, (outputs, 2), dtype=torch.int8, generator=generator) if zero else None
-    return QuantizedWeight(codec, ChannelSplit.of(channels, outliers), codec.pack(codes), scale, zeros)
+    if not codec.group:
+        codes = torch.randint(codec.low, codec.high + 1, (outputs, channels), dtype=torch.int8, generator=generator)
+        return QuantizedWeight(codec, split, codec.pack(codes), scale, zeros)
+    places = torch.randint(0, 2**codec.bits, (outputs, channels), dtype=torch.int8, generator=generator)
+    groups = torch.randint(1, 0x7F, (outputs, channels // codec.group), dtype=torch.uint8, generator=generator)
+    table = torch.randn(len(codec.table), generator=generator).sort().values * 3 if codec.has_table else None
+    return QuantizedWeight(codec, split, codec.pack(places), scale, None, groups.view(torch.float8_e4m3fn), table)
 
 
 def tokens_of(rows: int, weight: QuantizedWeight, dtype: str, seed: int) -> Tensor:
@@ -41,19 +49,30 @@ def tokens_of(rows: int, weight: QuantizedWeight, dtype: str, seed: int) -> Tens
     return x.to(DTYPES[dtype])
 
 
-def activation(emulator: Emulator, rows: int, channels: int, n_outlier: int, dtype: str, apart: int, seed: int) -> None:
+def activation(
+    emulator: Emulator, rows: int, channels: int, n_outlier: int, rotation: int, dtype: str, apart: int, seed: int
+) -> None:
     """Equal to the bit; rows lie `apart` elements further apart than they are wide."""
-    weight = weight_of(8, 4, channels, n_outlier, False, seed)
+    weight = weight_of(CODECS["int8"], 4, channels, n_outlier, False, seed, rotation)
     wide = torch.zeros(rows, channels + apart, dtype=DTYPES[dtype])
     x = wide[:, :channels]
     x.copy_(tokens_of(rows, weight, dtype, seed))
-    given = (x, weight.order, n_outlier, weight.guard)
+    given = (x, weight.columns, weight.guard)
     _equal(kernels.quantize_activation(emulator, STREAM, *given), reference.quantize_activation(*given))
+
+
+def decode(
+    emulator: Emulator, codec: Codec, outputs: int, channels: int, n_outlier: int, wide: bool, seed: int
+) -> None:
+    """Equal to the bit; `wide`: scales of groups in float32."""
+    packed = weight_of(codec, outputs, channels, n_outlier, False, seed).packed
+    if wide and packed.group_scale is not None:
+        packed = packed._replace(group_scale=packed.group_scale.float() * 1.01)
+    _equal([kernels.decode_weight(emulator, STREAM, packed)], [reference.decode_weight(packed)])
 
 
 def linear(
     emulator: Emulator,
-    bits: int,
     rows: int,
     outputs: int,
     channels: int,
@@ -65,12 +84,12 @@ def linear(
     seed: int,
 ) -> None:
     """Equal to the bit."""
-    weight = weight_of(bits, outputs, channels, n_outlier, zero, seed)
+    weight = weight_of(CODECS["int8"], outputs, channels, n_outlier, zero, seed)
     tokens = tokens_of(rows, weight, dtype, seed)
-    quantized = reference.quantize_activation(tokens, weight.order, n_outlier, weight.guard)
+    quantized = reference.quantize_activation(tokens, weight.columns, weight.guard)
     added = torch.randn(outputs, generator=draw(seed)) if bias else None
-    given = (quantized, weight.packed, added, DTYPES[dtype])
-    actual = kernels.dual_scale_linear(emulator, STREAM, kernels.TILES[bits][tile], *given)
+    given = (quantized, weight.decoded, added, DTYPES[dtype])
+    actual = kernels.dual_scale_linear(emulator, STREAM, kernels.TILES[tile], *given)
     _equal([actual], [reference.dual_scale_linear(*given)])
 
 
@@ -109,7 +128,7 @@ def append(
     key, value = (chunk(2, heads, tokens, head_dim, dtype, seed + i, fused=bool(i)) for i in range(2))
     lacking = torch.randn(2, heads, head_dim, generator=draw(seed)) if offset else None
     actual, expected = (empty_ring(bits, 2, heads, capacity, head_dim) for _ in range(2))
-    kernels.kv_append(emulator, STREAM, key, value, lacking, actual, position)
+    ring_kernels.kv_append(emulator, STREAM, key, value, lacking, actual, position)
     reference.kv_append(key, value, lacking, expected, position)
     _equal(actual.tensors, expected.tensors)
 
@@ -136,7 +155,7 @@ def attention(
         reference.kv_append(key, value, lacking, ring, 0)
     query = chunk(batch, heads, rows, head_dim, dtype, seed + 2, fused=True) * sharpness
     held = [held_pair(batch, heads, tokens, head_dim, dtype, seed + 3 + 2 * i) for i, tokens in enumerate((sink, new))]
-    actual = kernels.kv_attention(emulator, STREAM, query, ring, length, lacking, *held)
+    actual = ring_kernels.kv_attention(emulator, STREAM, query, ring, length, lacking, *held)
     wide = [None if pair is None else KeyValue(*(x.float() for x in pair)) for pair in held]
     expected = reference.kv_attention(query.float(), ring, length, lacking, *wide)
     assert actual.dtype == query.dtype
@@ -180,4 +199,6 @@ def allowed(
 
 def _equal(actual: object, expected: object) -> None:
     for a, b in zip(actual, expected, strict=True):  # type: ignore[call-overload]
-        assert torch.equal(a, b), f"{(a != b).sum().item()} of {a.numel()} differ, by up to {(a - b).abs().max()}"
+        assert torch.equal(a, b), (
+            f"{(a != b).sum().item()} of {a.numel()} differ, by up to {(a.double() - b.double()).abs().max()}"
+        )

@@ -10,18 +10,21 @@ import pytest
 import torch
 from emulator.build import Library
 from emulator.launcher import Emulator
+from tiny.weights import KINDS
 from torch import Tensor
 
 from qarvd import log
 from qarvd.ops import library, reference
 from qarvd.ops.backends import registry
 from qarvd.ops.backends.cuda import CUDA
+from qarvd.ops.codecs import Codec
 from qarvd.ops.cuda import device, kernels, ops
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.ops.values import KeyValue, PackedWeight, Tokens
+from qarvd.ops.split import Columns
+from qarvd.ops.values import DecodedWeight, KeyValue, PackedWeight, Tokens
 from qarvd.stream.quantized_cache import QuantizedCache
 
-NAMES = ("quantize_activation", "dual_scale_linear", "kv_append", "kv_attention")
+NAMES = ("quantize_activation", "decode_weight", "dual_scale_linear", "kv_append", "kv_attention")
 
 
 class Prepared(Emulator):
@@ -70,23 +73,23 @@ def test_torch_has_a_kernel_of_ours_for_every_op() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qarvd::{name}", "CUDA")
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_linear_launches_what_it_prepared(dispatched: Prepared, bits: int) -> None:
-    weight = cases.weight_of(bits, 150, 96, 32, True, 0)
+@pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
+def test_a_linear_launches_what_it_prepared(dispatched: Prepared, codec: Codec) -> None:
+    weight = cases.weight_of(codec, 150, 96, 32, True, 0, rotation=32)
     layer = QuantizedLinear(weight, torch.randn(150, generator=cases.draw(1)))
     x = cases.tokens_of(70, weight, "float32", 2)
     layer.prepare()
     before = dict(dispatched.limits)
     y = layer(x)
     assert dispatched.limits == before, "something was prepared at the first call"
-    tokens = reference.quantize_activation(x, weight.order, 32, weight.guard)
-    expected = reference.dual_scale_linear(tokens, weight.packed, layer.bias, torch.float32)
+    tokens = reference.quantize_activation(x, weight.columns, weight.guard)
+    expected = reference.dual_scale_linear(tokens, weight.decoded, layer.bias, torch.float32)
     assert torch.equal(y, expected)
 
 
 def test_tiles_are_small_where_large_ones_would_leave_multiprocessors_idle() -> None:
-    assert kernels.choose_tile(8, 1560, 1536, 82).size == "large"
-    assert kernels.choose_tile(8, 512, 1536, 82).size == "small"
+    assert kernels.choose_tile(1560, 1536, 82).size == "large"
+    assert kernels.choose_tile(512, 1536, 82).size == "small"
 
 
 def streamed(bits: int, dtype: torch.dtype) -> Tensor:
@@ -128,9 +131,10 @@ def test_odd_widths_fall_back(
     emulated: Prepared, caplog: pytest.LogCaptureFixture, channels: int, n_outlier: int
 ) -> None:
     x = torch.randn(3, channels)
-    actual = ops.quantize_activation(x, None, n_outlier, 0.1)
+    columns = Columns(None, n_outlier, 0)
+    actual = ops.quantize_activation(x, columns, 0.1)
     assert f"{n_outlier} outliers of {channels} channels" in caplog.text
-    for a, b in zip(actual, reference.quantize_activation(x, None, n_outlier, 0.1), strict=True):
+    for a, b in zip(actual, reference.quantize_activation(x, columns, 0.1), strict=True):
         assert torch.equal(a, b)
 
 
@@ -140,8 +144,8 @@ def test_a_range_that_ends_within_a_group_of_channels_falls_back(
     codes = torch.randint(-127, 128, (3, 64), dtype=torch.int8)
     weight = torch.randint(-127, 128, (5, 64), dtype=torch.int8)
     sums = torch.zeros(3, 2, dtype=torch.int32)
-    packed = PackedWeight(weight, torch.ones(5, 2), None, 16, 8)
-    given = (Tokens(codes, torch.ones(3, 2), sums), packed, None, torch.float32)
+    decoded = DecodedWeight(weight, torch.ones(5, 2), None, 16)
+    given = (Tokens(codes, torch.ones(3, 2), sums), decoded, None, torch.float32)
     actual = ops.dual_scale_linear(*given)
     assert "16 outliers of 64 channels" in caplog.text
     assert torch.equal(actual, reference.dual_scale_linear(*given))
@@ -180,19 +184,21 @@ def strict(compiled_kernels: Callable[..., Library], emulated: Prepared, monkeyp
     return emulator
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_linear_takes_tensors_at_any_address(strict: Aligned, bits: int) -> None:
-    weight = cases.weight_of(bits, 24, 96, 32, True, 0)
+@pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
+def test_a_linear_takes_tensors_at_any_address(strict: Aligned, codec: Codec) -> None:
+    weight = cases.weight_of(codec, 24, 96, 32, True, 0, rotation=32)
     x, bias = cases.tokens_of(70, weight, "float16", 2), torch.randn(24, generator=cases.draw(1))
-    assert weight.order is not None and weight.zero is not None
-    rows = ops.quantize_activation(misaligned(x), misaligned(weight.order), 32, weight.guard)
-    tokens = reference.quantize_activation(x, weight.order, 32, weight.guard)
+    assert weight.order is not None
+    rows = ops.quantize_activation(misaligned(x), weight.columns._replace(order=misaligned(weight.order)), weight.guard)
+    tokens = reference.quantize_activation(x, weight.columns, weight.guard)
     assert all(torch.equal(a, b) for a, b in zip(rows, tokens, strict=True))
-    packed = weight.packed._replace(
-        codes=misaligned(weight.codes), scale=misaligned(weight.scale), zero=misaligned(weight.zero)
-    )
-    actual = ops.dual_scale_linear(Tokens(*map(misaligned, tokens)), packed, misaligned(bias), torch.float32)
-    assert torch.equal(actual, reference.dual_scale_linear(tokens, weight.packed, bias, torch.float32))
+    groups, table = (None if part is None else misaligned(part) for part in (weight.group_scale, weight.table))
+    codes = ops.decode_weight(PackedWeight(misaligned(weight.codes), groups, table, codec.bits))
+    assert torch.equal(codes, weight.decoded.codes)
+    zero = None if weight.zero is None else misaligned(weight.zero)
+    decoded = DecodedWeight(misaligned(codes), misaligned(weight.scale), zero, 32)
+    actual = ops.dual_scale_linear(Tokens(*map(misaligned, tokens)), decoded, misaligned(bias), torch.float32)
+    assert torch.equal(actual, reference.dual_scale_linear(tokens, weight.decoded, bias, torch.float32))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -14,6 +14,7 @@ from emulator.isolated import Outcome, run_isolated
 from emulator.launcher import Access, Emulator, KernelFault, Schedule
 from replay import record, replay
 
+from qarvd.ops.codecs import CODECS
 from qarvd.ops.cuda import kernels
 from qarvd.ops.cuda.arguments import LinearArguments, pointer
 
@@ -22,9 +23,11 @@ Kernels = Callable[[str], Library]
 
 def ragged(emulator: Emulator) -> None:
     """Every kernel once, with sizes that fill no tile."""
-    cases.activation(emulator, 3, 288, 64, "bfloat16", 3, 0)
-    cases.linear(emulator, 8, 65, 67, 288, 96, True, True, "float16", 0, 1)
-    cases.linear(emulator, 4, 33, 101, 352, 32, True, False, "float32", 1, 2)
+    cases.activation(emulator, 3, 288, 64, 32, "bfloat16", 3, 0)
+    cases.decode(emulator, CODECS["int3g32"], 3, 288, 96, False, 0)
+    cases.decode(emulator, CODECS["int4"], 3, 288, 96, False, 0)
+    cases.linear(emulator, 65, 67, 288, 96, True, True, "float16", 0, 1)
+    cases.linear(emulator, 33, 101, 352, 32, True, False, "float32", 1, 2)
     cases.append(emulator, 4, 2, 7, 9, 5, 64, True, "bfloat16", 3)
     cases.append(emulator, 8, 1, 5, 5, 3, 96, False, "float32", 4)
     cases.attention(emulator, 8, 35, 131, 3, 65, 128, True, "float16", 1.0, 5)
@@ -32,11 +35,15 @@ def ragged(emulator: Emulator) -> None:
 
 
 def small_activation(emulator: Emulator) -> None:
-    cases.activation(emulator, 2, 288, 64, "float16", 3, 0)
+    cases.activation(emulator, 2, 288, 64, 32, "float16", 3, 0)
+
+
+def small_decode(emulator: Emulator) -> None:
+    cases.decode(emulator, CODECS["int4g16"], 40, 288, 96, False, 0)
 
 
 def small_linear(emulator: Emulator) -> None:
-    cases.linear(emulator, 8, 33, 40, 288, 32, True, True, "float16", 1, 0)
+    cases.linear(emulator, 33, 40, 288, 32, True, True, "float16", 1, 0)
 
 
 def small_attention(emulator: Emulator) -> None:
@@ -58,6 +65,7 @@ def replayed(compiled_kernels: Kernels, tmp_path: Path) -> Callable[..., Outcome
 
 FILES = {
     "activation.cuh": small_activation,
+    "decode.cuh": small_decode,
     "linear.cuh": small_linear,
     "attention_plain.cuh": small_attention,
     "attention_ring.cuh": small_attention,
@@ -142,7 +150,7 @@ def test_reading_beyond_a_tensor_is_found(mutant: Callable[..., Library], replay
 
 
 def test_shared_memory_that_is_too_small_is_found(compiled_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.Tile, "shared", lambda tile, bits: 4 * (64 + 64) * 64 - 16)
+    monkeypatch.setattr(kernels.Tile, "shared", 4 * (64 + 64) * 64 - 16)
     with pytest.raises(KernelFault, match="shared memory"):
         small_linear(Emulator(compiled_kernels("plain")))
 
@@ -152,11 +160,9 @@ def test_a_misaligned_tensor_is_found(compiled_kernels: Kernels) -> None:
     x, weight = memory[8:].view(64, 64), torch.zeros(64, 64, dtype=torch.int8)
     scale, out = torch.ones(64, 2), torch.zeros(64, 64)
     arguments = LinearArguments(*map(pointer, (x, weight, scale, None, scale, None, None, out)), *(64, 64, 64, 0, 0))
-    tile = kernels.TILES[8][1]
+    tile = kernels.TILES[1]
     with pytest.raises(KernelFault, match="multiple of 16"):
-        Emulator(compiled_kernels("plain")).launch(
-            tile.kernel(8), (1, 1, 1), kernels.THREADS, tile.shared(8), arguments
-        )
+        Emulator(compiled_kernels("plain")).launch(tile.kernel, (1, 1, 1), kernels.THREADS, tile.shared, arguments)
 
 
 def shared_accesses(library: Library, case: Callable[[Emulator], None]) -> list[Access]:
@@ -169,7 +175,7 @@ def shared_accesses(library: Library, case: Callable[[Emulator], None]) -> list[
 def test_no_two_rows_of_a_matrix_share_banks(compiled_kernels: Kernels) -> None:
     library = compiled_kernels("profile")
     for case in (small_linear, small_attention, ragged):
-        accesses = [a for a in shared_accesses(library, case) if not a.site.startswith("activation")]
+        accesses = [a for a in shared_accesses(library, case) if not a.site.startswith(("activation", "decode"))]
         assert len(accesses) >= 3
         assert all(access.ratio == 1 for access in accesses), accesses
 
@@ -188,7 +194,7 @@ def test_shared_memory_without_swizzle_is_seen(mutant: Callable[..., Library]) -
 @pytest.mark.slow
 def test_results_leave_in_whole_sectors(compiled_kernels: Kernels) -> None:
     emulator = Emulator(compiled_kernels("profile"))
-    cases.linear(emulator, 8, 64, 64, 256, 32, False, True, "float16", 1, 0)
+    cases.linear(emulator, 64, 64, 256, 32, False, True, "float16", 1, 0)
     cases.attention(emulator, 8, 64, 64, 0, 64, 128, False, "float16", 1.0, 0)
     stores = [a for a in emulator.take_profile() if a.kind == "global store" and not a.site.startswith("activation")]
     assert stores

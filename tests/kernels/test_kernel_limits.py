@@ -23,7 +23,7 @@ LEAST_BLOCKS = 2
 ISSUE, SHARED = 0.5, 1.0
 """The most issue slots of what is not a product, and clocks of shared memory, for each tensor cycle."""
 CARDS = ("sm_80", "sm_86", "sm_89")
-LINEARS = ("qarvd_linear_w8_large", "qarvd_linear_w4_large")
+LINEARS = ("qarvd_linear_large",)
 ATTENTIONS = tuple(f"qarvd_attention_128_{dtype}_kv{bits}" for dtype in ("fp16", "bf16") for bits in (8, 4))
 NOT_REACHED = {
     # A100's tensor cores take 8 clocks for what takes GeForce cards 16 and, in 16 bits, 32; the rest takes as many.

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarvd.ops import reference
-from qarvd.ops.cuda import kernels
+from qarvd.ops.codecs import CODECS
+from qarvd.ops.cuda import ring_kernels
 from qarvd.ops.values import KeyValue
+from qarvd.recipe import ROTATIONS
 
 laws = settings(max_examples=200, deadline=None, print_blob=True)
 BITS = (8, 4)
@@ -42,15 +44,46 @@ def channel_counts(draw: st.DrawFn) -> tuple[int, int]:
 
 @laws
 @given(
-    way=ways, rows=st.integers(0, 9), channels=channel_counts(), dtype=dtypes, apart=st.sampled_from([0, 3]), seed=seeds
+    way=ways,
+    rows=st.integers(0, 9),
+    channels=channel_counts(),
+    rotation=st.sampled_from(ROTATIONS),
+    dtype=dtypes,
+    apart=st.sampled_from([0, 3]),
+    seed=seeds,
 )
 def test_activations_are_quantized_as_the_reference_says(
-    emulators: list[Emulator], way: int, rows: int, channels: tuple[int, int], dtype: str, apart: int, seed: int
+    emulators: list[Emulator],
+    way: int,
+    rows: int,
+    channels: tuple[int, int],
+    rotation: int,
+    dtype: str,
+    apart: int,
+    seed: int,
 ) -> None:
-    cases.activation(emulators[way], rows, *channels, dtype, apart, seed)
+    cases.activation(emulators[way], rows, *channels, rotation, dtype, apart, seed)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("channels", "n_outlier"), [(4096, 0), (4096, 32), (4160, 64), (16384, 0), (16096, 96)])
+def test_wide_tokens_are_quantized_as_the_reference_says(
+    emulators: list[Emulator], channels: int, n_outlier: int
+) -> None:
+    for way, emulator in enumerate(emulators):
+        cases.activation(emulator, 3, channels, n_outlier, 256, "bfloat16", 0, way)
+
+
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if codec.bits < 8])
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(way=ways, outputs=st.integers(0, 40), channels=channel_counts(), wide=st.booleans(), seed=seeds)
+def test_weights_are_decoded_as_the_reference_says(
+    emulators: list[Emulator], name: str, way: int, outputs: int, channels: tuple[int, int], wide: bool, seed: int
+) -> None:
+    unit = max(1, CODECS[name].group // 32)
+    every, outliers = channels
+    cases.decode(emulators[way], CODECS[name], outputs, unit * every, unit * outliers, wide, seed)
+
+
 @laws
 @given(
     way=ways,
@@ -65,7 +98,6 @@ def test_activations_are_quantized_as_the_reference_says(
 )
 def test_a_linear_is_what_the_reference_says(
     emulators: list[Emulator],
-    bits: int,
     way: int,
     rows: int,
     outputs: int,
@@ -76,7 +108,7 @@ def test_a_linear_is_what_the_reference_says(
     tile: int,
     seed: int,
 ) -> None:
-    cases.linear(emulators[way], bits, rows, outputs, *channels, zero, bias, dtype, tile, seed)
+    cases.linear(emulators[way], rows, outputs, *channels, zero, bias, dtype, tile, seed)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -148,9 +180,9 @@ def test_attention_hides_no_nan(emulators: list[Emulator], bits: int, where: str
     {"query": query, "ring's key": key, "newest key": new_key}[where][0, 1, 3, 5] = float("nan")
     reference.kv_append(key, value, None, ring, 0)
     new = KeyValue(new_key, new_value)
-    actual = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, new)
+    actual = ring_kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, new)
     expected = torch.zeros(2, 70, dtype=torch.bool)
     expected[1, 3 if where == "query" else slice(None)] = True
     assert torch.equal(actual[0].isnan().any(-1), expected)
-    alone = kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, None)
+    alone = ring_kernels.kv_attention(emulators[0], cases.STREAM, query, ring, 70, None, None, None)
     assert torch.equal(alone[0].isnan().any(-1), expected & (where != "newest key"))

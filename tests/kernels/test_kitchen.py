@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy_kitchen import int8_linear
+from tiny.weights import KINDS
 from torch import Tensor
 
 from qarvd.ops.backends import kitchen
+from qarvd.ops.codecs import Codec
 
 
 def without_residual(int8_linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -33,12 +35,12 @@ def without_residual(int8_linear: Callable[..., Tensor]) -> Callable[..., Tensor
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(("n_outlier", "zero", "biased"), [(0, False, True), (32, False, False), (32, True, True)])
 def test_its_calls_are_a_dual_scale_linear(
-    older: bool, dtype: str, bits: int, n_outlier: int, zero: bool, biased: bool
+    older: bool, dtype: str, codec: Codec, n_outlier: int, zero: bool, biased: bool
 ) -> None:
-    weight = cases.weight_of(bits, 24, 128, n_outlier, zero, 0)
+    weight = cases.weight_of(codec, 24, 128, n_outlier, zero, 0, rotation=2 * n_outlier)
     x = cases.tokens_of(40, weight, dtype, 1)
     bias = torch.randn(24, generator=cases.draw(2)) if biased else None
     call = without_residual(int8_linear) if older else int8_linear
@@ -60,7 +62,7 @@ def test_one_that_takes_a_residual_and_ignores_it_is_not_trusted() -> None:
 
 
 def test_it_refuses_other_devices() -> None:
-    assert kitchen.refuses(cases.weight_of(8, 8, 64, 0, False, 0)) == "the tensors are on cpu"
+    assert kitchen.refuses(cases.weight_of(KINDS["int8"], 8, 64, 0, False, 0)) == "the tensors are on cpu"
 
 
 def backend(reason: str | None = None, disabled: bool = False, able: bool = True) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qarvd.ops import reference
 from qarvd.ops.codecs import codec_of
-from qarvd.ops.cuda import kernels
+from qarvd.ops.cuda import ring_kernels
 from qarvd.ops.values import KeyValue
 
 LIMIT = 2e-3
@@ -42,7 +42,7 @@ def test_attention_keeps_its_limits(
     reference.kv_append(key[:, :, :length], value[:, :, :length], None, ring, 0)
     new = KeyValue(key[:, :, length:], value[:, :, length:])
     emulator = Emulator(compiled_kernels("plain"))
-    actual = kernels.kv_attention(emulator, cases.STREAM, query, ring, length, None, None, new)
+    actual = ring_kernels.kv_attention(emulator, cases.STREAM, query, ring, length, None, None, new)
 
     unpack = codec_of(bits).unpack
     kept = [unpack(codes) * scale.unsqueeze(-1) for codes, scale in (ring.tensors[:2], ring.tensors[2:])]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny.weights import KINDS, weight_with
 from torch import Tensor
 
 from qarvd import log
@@ -24,8 +25,7 @@ from qarvd.ops.values import Prepared
 from qarvd.ops.weight import QuantizedWeight
 
 CPU = torch.device("cpu")
-every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-LINEARS = ("dual_scale_linear w4a8", "dual_scale_linear w8a8")
+every_codec = pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,8 @@ def named(name: str) -> Backend:
 
 def weight_of(codec: Codec, seed: int = 0) -> QuantizedWeight:
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(codec.low, codec.high + 1, (24, 96), dtype=torch.int8, generator=generator)
     scale = torch.rand(24, 2, generator=generator) + 0.01
-    return QuantizedWeight(codec, ChannelSplit.of(96, range(1, 65, 2)), codec.pack(codes), scale)
+    return weight_with(codec, ChannelSplit.of(96, range(1, 65, 2)), scale, None, generator)
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference", "weight-only", "comfy-kitchen"])
@@ -56,7 +55,7 @@ def test_doctor_tests_every_backend_with_the_tokens_that_it_takes(
     code = main(["doctor"])
     printed = capsys.readouterr().out
     assert code == 0 and "All self-tests passed." in printed
-    assert all(line.split()[2] == name for line in printed.splitlines() if line.startswith("dual_scale_linear"))
+    assert all(line.split()[1] == name for line in printed.splitlines() if line.startswith("dual_scale_linear"))
 
 
 def without_bias(prepared: Prepared) -> Prepared:
@@ -85,8 +84,7 @@ def test_the_self_test_sees_faults_of_backends_that_take_floats(
     spoiled = replace(right, prepare=lambda weight: spoil(right.prepare(weight)))
     for backend, passes in ((right, True), (spoiled, False)):
         monkeypatch.setattr(self_test, "choose", lambda weight, backend=backend: backend)
-        for op in LINEARS:
-            assert (self_test.checks()[op](CPU, torch.float32) <= 1) == passes
+        assert (self_test.checks()["dual_scale_linear"](CPU, torch.float32) <= 1) == passes
 
 
 @every_codec
@@ -115,7 +113,7 @@ def test_the_environment_forces_one(
     monkeypatch.setenv(VARIABLE, name)
     assert main(["doctor"]) == code
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in printed if line.startswith("dual_scale_linear")] == [runs, runs]
+    assert [line.split()[1] for line in printed if line.startswith("dual_scale_linear")] == [runs]
     verdict = "Some ops do not run: QARVD_BACKEND forces a backend that refuses them."
     assert printed[-1] == (verdict if code else "All self-tests passed.")
     monkeypatch.setenv(VARIABLE, "none of them")
@@ -211,7 +209,7 @@ def test_a_move_carries_what_was_derived(codec: Codec) -> None:
 def test_the_table_says_for_every_op_what_torch_will_run() -> None:
     table = who_runs(torch.device("cpu"))
     assert set(table) == {
-        "quantize_activation", "dual_scale_linear w4a8", "dual_scale_linear w8a8", "kv_append", "kv_attention"
+        "quantize_activation", "decode_weight", "dual_scale_linear", "kv_append", "kv_attention"
     }  # fmt: skip
     for op, standings in table.items():
         chosen = next(standing for standing in standings if standing.refusal is None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from qarvd.cli import doctor, main
 from qarvd.errors import DeviceError
@@ -20,7 +21,7 @@ from qarvd.ops.weight import QuantizedWeight
 
 CPU = torch.device("cpu")
 Lines = Callable[[], tuple[int, dict[str, str]]]
-OPS = ("quantize_activation", "dual_scale_linear w8a8", "dual_scale_linear w4a8", "kv_append", "kv_attention")
+OPS = ("quantize_activation", "decode_weight", "dual_scale_linear", "kv_append", "kv_attention")
 
 
 @pytest.fixture
@@ -102,12 +103,21 @@ def test_the_check_of_activations_sees_a_small_fault(
     assert self_test.checks()["quantize_activation"](CPU, torch.float32) > 1
 
 
-@pytest.mark.parametrize("op", ["dual_scale_linear w8a8", "dual_scale_linear w4a8"])
+def shifted_code(codes: Tensor) -> Tensor:
+    return codes.clone().index_fill_(0, torch.tensor([3]), 1)
+
+
+def test_the_check_of_decoding_sees_one_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = library.decode_weight
+    monkeypatch.setattr(library, "decode_weight", lambda weight: shifted_code(call(weight)))
+    assert self_test.checks()["decode_weight"](CPU, torch.float32) > 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_of_linears_allows_half_a_unit_and_no_more(
-    op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = self_test.checks()[op]
+    check = self_test.checks()["dual_scale_linear"]
     assert 0 < check(CPU, dtype) <= 1
 
     def without_zero_points(weight: QuantizedWeight) -> Backend:

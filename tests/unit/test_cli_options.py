@@ -8,8 +8,8 @@ from tiny.commands import CLIP, Run
 import qarvd.cli.calibrate as calibrate_verb
 from qarvd.cli import main
 from qarvd.errors import SettingError
-from qarvd.ops.codecs import codec_of
-from qarvd.recipe import Recipe
+from qarvd.ops.codecs import CODECS, codec_of
+from qarvd.recipe import GROUPS, Recipe
 
 
 @pytest.mark.usefixtures("no_work")
@@ -131,8 +131,29 @@ def test_a_seed_beyond_64_bits_is_refused(refused: Run, model_file: Path, prompt
     assert "64 bits" in refused("calibrate", model_file, "--prompts", prompts, *CLIP, "--out", out, *more)
 
 
-@pytest.mark.parametrize("bits", [0, 3, 16, True, "8"])
+@pytest.mark.parametrize("bits", [0, 5, 16, True, "8"])
 def test_a_bit_width_that_no_codec_has_is_refused(bits: object) -> None:
-    for make in (lambda: Recipe(weight_bits=bits), lambda: codec_of(-1)):  # type: ignore[arg-type]
-        with pytest.raises(SettingError, match="supported"):
-            make()
+    with pytest.raises(SettingError, match="3, 4, 6, 8 are supported"):
+        Recipe(weight_bits=bits)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="There are no -1-bit weights"):
+        codec_of(-1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"weight_bits": 8, "group": 16}, "asks for groups of 16; with 8 bits, 0 are supported"),
+        ({"weight_bits": 3}, "asks for groups of 0; with 3 bits, 16, 32, 64 are supported"),
+        ({"weight_bits": 4, "group": True}, "asks for groups of True"),
+        ({"rotation": 48}, "rotates by 48; .*0, 16, 32, 64, 128, 256 are supported"),
+    ],
+)
+def test_groups_and_rotations_that_there_are_not_are_refused(fields: dict[str, int], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_a_recipe_can_ask_for_every_codec_and_for_no_other() -> None:
+    assert {(bits, group) for bits, groups in GROUPS.items() for group in groups} == {
+        (codec.bits, codec.group) for codec in CODECS.values()
+    }

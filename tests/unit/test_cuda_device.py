@@ -39,7 +39,7 @@ def test_a_loaded_card_has_every_kernel_ready(machine: Machine, turing: bool) ->
     names = set(re.findall(r"qarvd_\w+", read().files["kernels.cu"]))
     expected = {name for name in names if not (turing and "bf16" in name)}
     assert set(device.launcher(CARD)._limits) == expected
-    assert len(expected) == (10 if turing else 14)
+    assert len(expected) == (14 if turing else 18)
 
 
 def test_a_refused_prebuilt_module_leads_to_a_compiler_and_both_are_told(machine: Machine, tmp_path: Path) -> None:

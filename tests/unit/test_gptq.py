@@ -6,20 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny.weights import KINDS
 from torch import Tensor
 
 from qarvd.calibrate.stats import LayerStats
 from qarvd.errors import SettingError
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.split import ChannelSplit
-from qarvd.quantize.grid import fit_grid, full_range, row_error, to_codes
+from qarvd.quantize.fit import fit_grid, full_range
+from qarvd.quantize.grid import row_error, to_codes
+from qarvd.quantize.groups import regroup
 from qarvd.quantize.rounding import ROUNDING, Task
 from qarvd.quantize.rounding import gptq as steps
 from qarvd.quantize.rounding.task import DAMPING
 
 laws = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 2**31)
-codecs = st.sampled_from(list(CODECS.values()))
+codecs = st.sampled_from(list(KINDS.values()))
 
 
 def layer(seed: int, outliers: int = 0, drift: float = 0.0, dead: int = 0) -> tuple[Tensor, Tensor, Tensor, Task]:
@@ -77,7 +80,7 @@ def test_descent_and_refitting_never_raise_the_error_and_codes_stay_in_range(
     target, hessian = target[:, order], hessian[order][:, order]
     grid = fit_grid(target, outliers, codec, symmetric, hessian)
     scale, zero = grid.per_column(outliers, 96)
-    codes = to_codes(target, scale, zero, grid.low, grid.high)
+    codes = grid.all_nearest(target / scale + zero)
 
     def error() -> Tensor:
         return row_error(steps.value(codes, grid, outliers) - target, hessian)
@@ -90,7 +93,12 @@ def test_descent_and_refitting_never_raise_the_error_and_codes_stay_in_range(
         grid = steps.refit(codes, target, hessian, grid, outliers)
         assert (error() <= least * (1 + 1e-9)).all()
         least = error()
-    low, high = (codec.low, codec.high) if symmetric else full_range(codec)
+        if grid.groups is not None:
+            codes, grid = regroup(codes, target, hessian, grid, outliers)
+            assert (error() <= least * (1 + 1e-9)).all()
+            assert torch.equal(grid.all_nearest(codes), codes)
+            least = error()
+    low, high = (codec.low, codec.high) if symmetric or codec.group else full_range(codec)
     assert low <= codes.min() and codes.max() <= high and (codes == codes.round()).all()
 
 

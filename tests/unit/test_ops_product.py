@@ -13,7 +13,7 @@ from qarvd.errors import QarvdError
 from qarvd.ops import library, reference
 from qarvd.ops.cpu import ops as cpu
 from qarvd.ops.cuda import ops as cuda
-from qarvd.ops.split import ChannelSplit
+from qarvd.ops.split import ChannelSplit, Columns
 
 laws = settings(max_examples=60, deadline=None)
 
@@ -43,7 +43,8 @@ def test_a_cpu_quantizes_in_pieces_what_the_reference_does_at_once(
     heads = min(heads, groups // 2)
     split = ChannelSplit.of(channels, torch.randperm(channels, generator=generator)[: 32 * heads].tolist())
     x = torch.randn(*leading, channels * (1 + strided), generator=generator).to(dtype)[..., :: 1 + strided]
-    given = (x, None if (order := split.order(x.device)) is None else order.to(index), split.n_outlier, 0.01)
+    order = split.order(x.device)
+    given = (x, Columns(None if order is None else order.to(index), split.n_outlier, 0), 0.01)
     with patch.object(cpu, "PIECE", piece):
         actual = library.quantize_activation(*given)
     for a, b in zip(actual, reference.quantize_activation(*given), strict=True):
@@ -64,6 +65,7 @@ def activation_misfits() -> dict[str, tuple[str, list[object]]]:
         "order elsewhere": ("order are on meta; expected cpu", but(1, torch.arange(64, device="meta"))),
         "negative": ("-1 of 64 channels can't be outliers", but(2, -1)),
         "all": ("64 of 64 channels can't be outliers", but(2, 64)),
+        "rotation": ("Tokens can't be rotated in blocks of 48 channels", [*good, 48]),
     }
 
 
@@ -71,26 +73,43 @@ def linear_misfits() -> dict[str, tuple[str, list[object]]]:
     """Calls of dual_scale_linear that nobody can run, with what is said of each."""
     codes, scale, sums = torch.zeros(3, 64, dtype=torch.int8), torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int32)
     weight, zero = torch.zeros(5, 64, dtype=torch.int8), torch.zeros(5, 2, dtype=torch.int8)
-    good = [codes, scale, sums, weight, torch.ones(5, 2), zero, torch.zeros(5), 32, 8, torch.float32]
+    good = [codes, scale, sums, weight, torch.ones(5, 2), zero, torch.zeros(5), 32, torch.float32]
     but = _but(good)
-    narrow = torch.zeros(3, 48, dtype=torch.int8)
-    packed = [narrow, scale, sums, torch.zeros(5, 24, dtype=torch.uint8), torch.ones(5, 2), None, None, 0, 4]
     return {
         "axes": ("tokens' codes have shape", but(0, torch.zeros(1, 3, 64, dtype=torch.int8))),
         "floats": ("tokens' codes are torch.float32", but(0, torch.zeros(3, 64))),
         "scales": (r"tokens' scales have shape \(3,\); expected \(3, 2\)", but(1, torch.ones(3))),
         "sums": ("tokens' sums are torch.int64", but(2, sums.long())),
         "channels": (r"weight's codes have shape \(5, 32\); expected \(any, 64\)", but(3, weight[:, :32])),
-        "packed": (r"expected \(any, 32\)", but(8, 4)),
         "storage": ("weight's codes are torch.uint8", but(3, weight.view(torch.uint8))),
         "outputs": (r"weight's scales have shape \(4, 2\); expected \(5, 2\)", but(4, torch.ones(4, 2))),
         "zero points": ("weight's zero points are torch.int32", but(5, zero.int())),
         "bias": (r"Biases have shape \(3,\); expected \(5\)", but(6, torch.zeros(3))),
         "elsewhere": ("Biases are on meta", but(6, torch.zeros(5, device="meta"))),
         "outliers": ("96 of 64 channels can't be outliers", but(7, 96)),
-        "bits": ("There are no 3-bit weights", but(8, 3)),
-        "result": ("Results were asked for as torch.float64", but(9, torch.float64)),
-        "groups": ("multiple of 32 channels, not 48", [*packed, torch.float32]),
+        "result": ("Results were asked for as torch.float64", but(8, torch.float64)),
+    }
+
+
+def decode_misfits() -> dict[str, tuple[str, list[object]]]:
+    """Calls of decode_weight that nobody can run, with what is said of each."""
+    codes, scale = torch.zeros(5, 32, dtype=torch.int8), torch.ones(5, 4).to(torch.float8_e4m3fn)
+    table = torch.arange(16.0)
+    but = _but([codes, scale, table, 4])
+    return {
+        "axes": ("weight's codes have shape", but(0, torch.zeros(32, dtype=torch.int8))),
+        "storage": ("weight's codes are torch.uint8; expected torch.int8", but(0, codes.view(torch.uint8))),
+        "plain storage": ("weight's codes are torch.int8; expected torch.uint8", [codes, None, None, 4]),
+        "channels": ("multiple of 32 channels, not 24 bytes", but(0, codes[:, :24].contiguous())),
+        "bits": ("There are no 5-bit weights", [torch.zeros(5, 40, dtype=torch.int8), None, None, 5]),
+        "groups": ("There are no 4-bit weights in groups of 8;", but(1, torch.ones(5, 8).to(torch.float8_e4m3fn))),
+        "uneven groups": ("3 groups can't share 64 channels alike", but(1, torch.ones(5, 3))),
+        "rows": (r"Scales of groups have shape \(4, 4\); expected \(5, any\)", but(1, scale[:4])),
+        "scales": ("Scales of groups are torch.float16", but(1, torch.ones(5, 4).half())),
+        "8 bits": ("8-bit codes need no decoding", [codes, None, None, 8]),
+        "no table": ("stored as int4g16 need a table", but(2, None)),
+        "table": ("Weights stored as int6g16 have no table", [torch.zeros(5, 48, dtype=torch.int8), scale, table, 6]),
+        "short table": (r"Tables have shape \(8,\); expected \(16\)", but(2, table[:8])),
     }
 
 
@@ -104,6 +123,14 @@ def test_tokens_that_do_not_fit_are_refused_in_a_sentence(what: str, twin: Modul
     message, arguments = activation_misfits()[what]
     with pytest.raises(QarvdError, match=message):
         library._OPS["quantize_activation"].flat(twin.quantize_activation)(*arguments)
+
+
+@pytest.mark.parametrize("twin", [reference, cuda], ids=["reference", "cuda"])
+@pytest.mark.parametrize("what", list(decode_misfits()))
+def test_weights_that_do_not_fit_are_refused_in_a_sentence(what: str, twin: ModuleType) -> None:
+    message, arguments = decode_misfits()[what]
+    with pytest.raises(QarvdError, match=message):
+        library._OPS["decode_weight"].flat(twin.decode_weight)(*arguments)
 
 
 @pytest.mark.parametrize("twin", [reference, cuda], ids=["reference", "cuda"])

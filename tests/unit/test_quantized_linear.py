@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny.weights import KINDS, weight_with
 from torch import Tensor
 
 from qarvd.errors import ShapeError
@@ -26,7 +27,7 @@ from qarvd.ops.weight import QuantizedWeight
 from qarvd.quantize.rounding import ROUNDING, Task
 
 laws = settings(max_examples=40, deadline=None)
-every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+every_codec = pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
 OUTLIERS = tuple(range(3, 67, 2))
 
 
@@ -62,7 +63,7 @@ def held(value: object, seen: set[int]) -> Iterator[Tensor]:
 
 @laws
 @given(
-    codec=st.sampled_from(list(CODECS.values())),
+    codec=st.sampled_from(list(KINDS.values())),
     outliers=st.sampled_from([(), OUTLIERS]),
     bias=st.booleans(),
     rows=st.integers(1, 9),
@@ -99,9 +100,11 @@ def test_tokens_of_another_width_are_refused(outliers: tuple[int, ...], channels
 def test_it_holds_packed_codes_only(codec: Codec) -> None:
     linear = linear_of(codec)
     tensors = list(held(linear, set()))
+    groups = sum(t.nbytes for t in (linear.weight.group_scale, linear.weight.table) if t is not None)
+    assert groups == (24 * 6 + 4 * 16 if codec.group else 0)
     assert linear.weight.codes.nbytes == 24 * 96 * codec.bits // 8
     assert any(t is linear.weight.codes for t in tensors)
-    assert sum(t.nbytes for t in tensors) == linear.weight.codes.nbytes + 24 * 2 * 4 + 24 * 4 + 96 * 8
+    assert sum(t.nbytes for t in tensors) == linear.weight.codes.nbytes + 24 * 2 * 4 + 24 * 4 + 96 * 8 + groups
     assert [name for name, _ in linear.named_parameters()] == ["bias"]
     assert not list(linear.named_buffers())
 
@@ -110,9 +113,9 @@ def test_it_holds_packed_codes_only(codec: Codec) -> None:
 @pytest.mark.parametrize("shape", [(1536, 1536), (8960, 1536), (1536, 8960)])
 def test_linears_of_wan_take_half_and_a_quarter_of_bf16(codec: Codec, shape: tuple[int, int]) -> None:
     out, channels = shape
-    codes = torch.zeros(out, channels * codec.bits // 8, dtype=torch.int8)
-    weight = QuantizedWeight(codec, ChannelSplit(channels, tuple(range(64))), codes, torch.ones(out, 2))
-    assert weight.nbytes <= {8: 0.51, 4: 0.27}[codec.bits] * 2 * out * channels
+    split = ChannelSplit(channels, tuple(range(64)))
+    weight = weight_with(codec, split, torch.ones(out, 2), None, torch.Generator().manual_seed(0))
+    assert weight.nbytes <= {"int8": 0.51, "int4": 0.27, "int4g16": 0.29}[codec.name] * 2 * out * channels
 
 
 @every_codec

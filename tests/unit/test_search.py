@@ -101,8 +101,7 @@ def test_counts_are_aligned_dense_at_first_and_at_most_half(channels: int) -> No
 def test_the_estimate_is_the_error_of_the_layer_rounded_so(codec: object, outliers: int) -> None:
     weight, stats = layer(32)
     split = ChannelSplit(CHANNELS, tuple(range(outliers)))
-    power = (stats.gram.diagonal() / stats.weight).float()
-    estimate = output_error(weight, stats, split, codec, False, power)  # type: ignore[arg-type]
+    estimate = output_error(weight, stats, split, codec, False)  # type: ignore[arg-type]
     rounded = QuantizedLinear(ROUNDING["nearest"](Task(weight, split, codec, symmetric=False)), None)  # type: ignore[arg-type]
     expected = stats.samples @ weight.T
     error = (rounded(stats.samples) - expected).square().sum() / expected.square().sum()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny.weights import KINDS, weight_with
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,16 +19,15 @@ from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
 
-every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+every_codec = pytest.mark.parametrize("codec", KINDS.values(), ids=KINDS)
 
 
 def weight_of(codec: Codec, outliers: int, zero: bool = True) -> QuantizedWeight:
     generator = torch.Generator().manual_seed(0)
-    split = ChannelSplit.of(128, range(1, 1 + 3 * outliers, 3))
-    codes = torch.randint(codec.low, codec.high + 1, (24, 128), dtype=torch.int8, generator=generator)
+    split = ChannelSplit.of(128, range(1, 1 + 3 * outliers, 3), rotation=outliers)
     scale = torch.rand(24, 2, generator=generator) + 0.01
     zeros = torch.randint(-3, 4, (24, 2), dtype=torch.int8, generator=generator) if zero else None
-    return QuantizedWeight(codec, split, codec.pack(codes), scale, zeros)
+    return weight_with(codec, split, scale, zeros, generator)
 
 
 def tokens(*shape: int) -> Tensor:

@@ -28,7 +28,7 @@ class Backend:
 
 def quantize(x: Tensor, weight: QuantizedWeight, guard: float) -> QuantizedActivation:
     """`x` [..., in] for linears with the split of `weight` and at most this guard."""
-    tokens = library.quantize_activation(x, weight.order, weight.split.n_outlier, guard)
+    tokens = library.quantize_activation(x, weight.columns, guard)
     return QuantizedActivation(tokens, x.shape, x.dtype)
 
 
@@ -36,15 +36,26 @@ Multiply = Callable[[Tokens, Tensor | None, torch.dtype], Tensor]
 """Quantized tokens, a bias and a dtype -> [M, out] of that dtype."""
 
 
+def decoding(weight: QuantizedWeight) -> Multiply:
+    """The product by the ops, of codes that are decoded at each call."""
+    packed, plain = weight.packed, weight.with_codes(weight.codes)
+
+    def multiply(tokens: Tokens, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        decoded = plain._replace(codes=library.decode_weight(packed))
+        return library.dual_scale_linear(tokens, decoded, bias, dtype)
+
+    return multiply
+
+
 def sharing(weight: QuantizedWeight, multiply: Multiply) -> Prepared:
     """A linear whose tokens are quantized as `library.quantize_activation` does it, so that linears can share them."""
-    order, n_outlier, guard, outputs = weight.order, weight.split.n_outlier, weight.guard, weight.shape[0]
+    columns, guard, outputs = weight.columns, weight.guard, weight.shape[0]
 
     def run_quantized(x: QuantizedActivation, bias: Tensor | None) -> Tensor:
         return multiply(x.tokens, bias, x.dtype).view(*x.shape[:-1], outputs)
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = library.quantize_activation(x, order, n_outlier, guard)
+        tokens = library.quantize_activation(x, columns, guard)
         return run_quantized(QuantizedActivation(tokens, x.shape, x.dtype), bias)
 
     return Prepared(run, run_quantized)

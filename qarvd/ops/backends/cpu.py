@@ -23,6 +23,9 @@ from .base import Backend, is_traced, sharing
 EXACT_COLUMNS = 1040
 """Products of two 8-bit codes that float32 sums without rounding: 1040 * 127 * 127 < 2^24."""
 
+SAFE = 64
+"""Weights up to here do not saturate anywhere."""
+
 SMALL = 2**17
 """Weights below this are multiplied faster than tokens are quantized, unless there are about a thousand."""
 
@@ -52,19 +55,22 @@ def _trouble() -> str | None:
 
 
 def _caveat(weight: QuantizedWeight) -> str | None:
-    if weight.codec.bits == 8 and not sums_exactly():
-        return "This processor lacks 8-bit dot products (VNNI): 8-bit weights run at about 0.6 of full-precision speed."
+    if weight.codec.high > SAFE and not sums_exactly():
+        return (
+            "This processor lacks 8-bit dot products (VNNI): weights of 8 bits, and those with a scale for each group, "
+            "run at about 0.6 of full-precision speed."
+        )
     if weight.shape[0] * weight.shape[1] < SMALL:
         return "Some linears are so small that full precision is faster on a CPU, unless many clips run at once."
     return None
 
 
 def prepare(weight: QuantizedWeight) -> Prepared:
-    """Lay the two ranges out for oneDNN; codes of fewer than 8 bits grow to a byte each here."""
+    """Lay the two ranges out for oneDNN; codes are decoded to a byte each here."""
     n = weight.split.n_outlier
-    outlier_codes, normal_codes = weight.split.ranges(weight.codec.unpack(weight.codes))
-    normal = _product(normal_codes, weight.scale[:, 1], weight.codec.bits)
-    outlier = _product(outlier_codes, weight.scale[:, 0], weight.codec.bits) if n else None
+    outlier_codes, normal_codes = weight.split.ranges(weight.decoded.codes)
+    normal = _product(normal_codes, weight.scale[:, 1], weight.codec.high)
+    outlier = _product(outlier_codes, weight.scale[:, 0], weight.codec.high) if n else None
     shift = None if weight.zero is None else weight.scale * weight.zero.float()  # [N, 2]
 
     def multiply(tokens: Tokens, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -81,8 +87,8 @@ def prepare(weight: QuantizedWeight) -> Prepared:
     return sharing(weight, multiply)
 
 
-def _product(codes: Tensor, scale: Tensor, bits: int) -> Product:
-    if bits < 8 or sums_exactly():
+def _product(codes: Tensor, scale: Tensor, high: int) -> Product:
+    if high <= SAFE or sums_exactly():
         return _byte_product(codes, scale)
     return _whole_float_product(codes, scale)
 

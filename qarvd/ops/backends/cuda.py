@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from .. import library
 from ..cuda import device, kernels
 from ..cuda.arguments import aligned
-from ..values import PackedWeight, Prepared, Tokens
+from ..values import Prepared
 from ..weight import QuantizedWeight
 from . import weight_only
-from .base import Backend, is_traced, sharing
+from .base import Backend, decoding, is_traced, sharing
 
 FEW_TOKENS = 8
 """Up to here weights are dequantized instead: a tile of the kernels is 64 tokens."""
@@ -22,26 +20,18 @@ FEW_TOKENS = 8
 def refuses(weight: QuantizedWeight) -> str | None:
     """Why the kernels can't run `weight`."""
     split = weight.split
-    return kernels.refuses_linear(split.channels, split.n_outlier, weight.codec.bits) or device.refuses(
-        weight.codes.device
-    )
+    return kernels.refuses_linear(split.channels, split.n_outlier) or device.refuses(weight.codes.device)
 
 
 def prepare(weight: QuantizedWeight) -> Prepared:
     """Load the kernels that calls will launch, and copy a weight that lies where they can't read it."""
-    packed = weight.packed
     if not is_traced(weight):
         launcher = device.launcher(weight.codes.device)
-        kernels.prepare_activation(launcher)
-        kernels.prepare_linear(launcher, weight.codec.bits)
-        codes, scale, zero, n_outlier, bits = packed
-        packed = PackedWeight(aligned(codes), aligned(scale), aligned(zero), n_outlier, bits)
-    few = weight_only.prepare(weight)
-
-    def multiply(tokens: Tokens, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return library.dual_scale_linear(tokens, packed, bias, dtype)
-
-    many = sharing(weight, multiply)
+        for prepare_kernels in (kernels.prepare_activation, kernels.prepare_decode, kernels.prepare_linear):
+            prepare_kernels(launcher)
+        moved = {name: aligned(getattr(weight, name)) for name in ("codes", "scale", "zero", "group_scale", "table")}
+        weight = replace(weight, **moved)
+    few, many = weight_only.prepare(weight), sharing(weight, decoding(weight))
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
         return (few if x.numel() <= FEW_TOKENS * x.shape[-1] else many).run(x, bias)

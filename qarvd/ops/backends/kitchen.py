@@ -2,7 +2,7 @@
 
 It quantizes tokens itself, per range, as ours does but without the guard (its ranges have an accumulator each). The
 second range is added to the first by that call, or by an addition if this comfy-kitchen (before 0.2.36) knows no
-`residual`. 4-bit codes grow to a byte each.
+`residual`. Codes are decoded to a byte each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ...errors import first_line
-from ..split import to_columns
 from ..values import Prepared
 from ..weight import QuantizedWeight
 from .base import Backend, is_traced
@@ -81,8 +80,8 @@ def prepare(weight: QuantizedWeight) -> Prepared:
 
 def prepare_with(int8_linear: Int8Linear, weight: QuantizedWeight) -> Prepared:
     """The same with `int8_linear` given."""
-    n, order = weight.split.n_outlier, weight.order
-    outlier, normal = (part.contiguous() for part in weight.split.ranges(weight.codec.unpack(weight.codes)))
+    n, to_columns = weight.split.n_outlier, weight.columns.to_columns
+    outlier, normal = (part.contiguous() for part in weight.split.ranges(weight.decoded.codes))
     outlier_scale, normal_scale = (scale.contiguous() for scale in weight.scale.unbind(1))
     ones = torch.ones(len(normal), device=normal.device)
     adds = bool(n) and adds_residual(int8_linear, normal.device)
@@ -91,7 +90,7 @@ def prepare_with(int8_linear: Int8Linear, weight: QuantizedWeight) -> Prepared:
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
         if not x.numel():
             return x.new_empty(*x.shape[:-1], len(normal))
-        columns = to_columns(x, order)
+        columns = to_columns(x)
         bias = None if bias is None else bias.to(x.dtype)
         out = int8_linear(columns[..., n:], normal, normal_scale, bias, x.dtype)
         if adds:

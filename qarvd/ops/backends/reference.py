@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from .. import library
-from ..values import Prepared, Tokens
+from ..values import Prepared
 from ..weight import QuantizedWeight
-from .base import Backend, sharing
+from .base import Backend, decoding, sharing
 
 
 def prepare(weight: QuantizedWeight) -> Prepared:
     """Nothing is laid out."""
-    packed = weight.packed
-
-    def multiply(tokens: Tokens, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return library.dual_scale_linear(tokens, packed, bias, dtype)
-
-    return sharing(weight, multiply)
+    return sharing(weight, decoding(weight))
 
 
 REFERENCE = Backend(

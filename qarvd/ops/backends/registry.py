@@ -111,12 +111,11 @@ _DISPATCHED: dict[str, Callable[[torch.device], str | None]] = {"cuda": device.r
 
 def who_runs(where: torch.device) -> dict[str, list[Standing]]:
     """Every op, and the standing of every backend for tensors on `where`, fastest first (only of a forced one)."""
-    table = {"quantize_activation": _dispatched("quantize_activation", where)}
-    for codec in CODECS.values():
-        weight = sample_weight(codec).to(where)
-        standings = [Standing(backend.name, backend.refuses(weight)) for backend in _forced or BACKENDS]
-        table[f"dual_scale_linear {codec.format.removeprefix('qarvd_')}"] = standings
-    return table | {op: _dispatched(op, where) for op in ("kv_append", "kv_attention")}
+    weight = sample_weight(CODECS["int8"]).to(where)
+    linear = [Standing(backend.name, backend.refuses(weight)) for backend in _forced or BACKENDS]
+    before, after = ("quantize_activation", "decode_weight"), ("kv_append", "kv_attention")
+    table = {op: _dispatched(op, where) for op in before} | {"dual_scale_linear": linear}
+    return table | {op: _dispatched(op, where) for op in after}
 
 
 def _dispatched(op: str, where: torch.device) -> list[Standing]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..split import to_columns
+from .. import library
 from ..values import Prepared
-from ..weight import QuantizedWeight, restore
-from .base import Backend
+from ..weight import QuantizedWeight
+from .base import Backend, is_traced
 
 CAVEAT = "Quantized linears are dequantized at every call here: smaller, but slower than full precision."
 
@@ -22,12 +22,14 @@ def refuses(weight: QuantizedWeight) -> str | None:
 
 
 def prepare(weight: QuantizedWeight) -> Prepared:
-    """No weight is laid out: memory is what quantized weights are for. Tokens are brought into its columns' order."""
-    packed, order, unpack = weight.packed, weight.order, weight.codec.unpack
+    """No weight is laid out: memory is what quantized weights are for. Tokens become its columns."""
+    packed, plain, columns = weight.packed, weight.with_codes(weight.codes), weight.columns
+    if not is_traced(weight):
+        columns.lay_out(weight.shape[1], weight.codes.device)
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        columns = restore(unpack(packed.codes), packed.scale, packed.zero, packed.n_outlier)
-        return F.linear(to_columns(x, order), columns.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        restored = plain._replace(codes=library.decode_weight(packed)).restore()
+        return F.linear(columns.to_columns(x), restored.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     return Prepared(run)
 

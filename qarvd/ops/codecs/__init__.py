@@ -1,30 +1,41 @@
-"""Bit-widths as data: each file of this folder defines one `CODEC`; the file's name is the codec's."""
+"""Ways to store weights as data: each file of this folder defines one `CODEC`, with the file's name.
+
+All of them decode to 8-bit codes with a scale for each row and range, so that one product runs them all.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
 from ...errors import SettingError, ShapeError
 from .codec import Codec
 
+_FOUND: tuple[Codec, ...] = tuple(
+    import_module(f".{module.name}", __name__).CODEC
+    for module in iter_modules(__path__)
+    if module.name not in ("codec", "planes")
+)
 CODECS: dict[str, Codec] = {
-    name: import_module(f".{name}", __name__).CODEC
-    for name in (module.name for module in iter_modules(__path__))
-    if name != "codec"
+    f"{codec.name}{group or ''}": replace(codec, name=f"{codec.name}{group or ''}", group=group)
+    for codec in _FOUND
+    for group in codec.groups or (0,)
 }
-"""Every codec of weights by name."""
+"""Every codec of weights by name: `int4g16` is that of `int4g.py` with groups of 16."""
 
 CACHE_CODECS: dict[str, Codec] = {name: codec for name, codec in CODECS.items() if codec.keeps_cache}
 """Those in which keys and values are kept, too."""
 
 
-def codec_of(bits: int) -> Codec:
-    """The codec of `bits` bits. Raises SettingError if there is none."""
+def codec_of(bits: int, group: int = 0) -> Codec:
+    """The codec of `bits` bits, with a scale for each `group` of columns (0: for rows only). Raises SettingError."""
     for codec in CODECS.values():
-        if codec.bits == bits:
+        if (codec.bits, codec.group) == (bits, group):
             return codec
-    raise SettingError(f"There are no {bits}-bit weights; {sorted(c.bits for c in CODECS.values())} are supported.")
+    known = ", ".join(f"{c.bits} in groups of {c.group}" if c.group else str(c.bits) for c in CODECS.values())
+    asked = f"{bits}-bit weights" + (f" in groups of {group}" if group else "")
+    raise SettingError(f"There are no {asked}; bits can be {known}.")
 
 
 def cache_codec_of(bits: int) -> Codec:

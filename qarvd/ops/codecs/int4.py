@@ -28,4 +28,4 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.stack([(halves << 4) >> 4, halves >> 4], dim=-2).flatten(-3)
 
 
-CODEC = Codec(bits=4, low=-7, high=7, unit=16, stored=torch.uint8, pack=pack, unpack=unpack, keeps_cache=True)
+CODEC = Codec("int4", bits=4, stored=torch.uint8, pack=pack, unpack=unpack, low=-7, high=7, keeps_cache=True)

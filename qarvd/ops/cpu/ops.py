@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..codecs import cache_codec_of
+from ..split import Columns
 from ..values import KeyValue, Ring, Tokens
 
 PIECE = 2**21
@@ -51,13 +52,13 @@ class _Part(NamedTuple):
     read_value: Read
 
 
-def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: float) -> Tokens:
-    """`reference.quantize_activation`, to the bit."""
-    columns = x.shape[-1]
-    count = max(1, PIECE // columns)
-    if x.numel() <= count * columns:
-        return reference.quantize_activation(x, order, n_outlier, guard)
-    rows = x.reshape(-1, columns)
+def quantize_activation(x: Tensor, columns: Columns, guard: float) -> Tokens:
+    """`reference.quantize_activation`; to the bit, but where channels are rotated, which is done by small products."""
+    channels = x.shape[-1]
+    count = max(1, PIECE // channels)
+    rows = x.reshape(-1, channels)
+    if len(rows) <= count:
+        return _quantized(rows, columns, guard)
     made = Tokens(
         rows.new_empty(rows.shape, dtype=torch.int8),
         rows.new_empty((len(rows), 2), dtype=torch.float32),
@@ -65,9 +66,14 @@ def quantize_activation(x: Tensor, order: Tensor | None, n_outlier: int, guard: 
     )
     for start in range(0, len(rows), count):
         some = slice(start, start + count)
-        for whole, piece in zip(made, reference.quantize_activation(rows[some], order, n_outlier, guard), strict=True):
+        for whole, piece in zip(made, _quantized(rows[some], columns, guard), strict=True):
             whole[some] = piece
     return made
+
+
+def _quantized(rows: Tensor, columns: Columns, guard: float) -> Tokens:
+    turned = columns.to_columns(rows.float())
+    return reference.quantize_ranges(turned[:, : columns.n_outlier], turned[:, columns.n_outlier :], guard)
 
 
 def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:

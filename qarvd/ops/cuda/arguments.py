@@ -19,8 +19,18 @@ class ActivationArguments(ctypes.Structure):
         *((name, c_void_p) for name in ("x", "order", "codes", "scale", "sums")),
         ("stride", c_int64),
         *((name, c_int32) for name in ("channels", "n_outlier")),
+        ("width", c_int32 * 2),
+        ("norm", c_float * 2),
         ("guard", c_float),
         ("type", c_int32),
+    )
+
+
+class DecodeArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("codes", "group_scale", "table", "out")),
+        ("pieces", c_int64),
+        *((name, c_int32) for name in ("channels", "group", "bits", "wide_scale")),
     )
 
 

@@ -14,8 +14,10 @@ import torch
 
 from ...errors import DeviceError
 from ...log import LOGGER
-from . import kernels
+from ..codecs import CACHE_CODECS
+from . import kernels, ring_kernels
 from .driver import OUT_OF_MEMORY, Driver, DriverError, Launcher
+from .launcher import Launcher as AnyLauncher
 from .offers import Offer, Say, keep, offers
 
 PAUSE = 5.0
@@ -176,15 +178,16 @@ def _prepared(driver: Driver, index: int, image: bytes, turing: bool) -> Launche
     return launcher
 
 
-def prepare(launcher: kernels.Launcher, turing: bool) -> None:
+def prepare(launcher: AnyLauncher, turing: bool) -> None:
     """Load every kernel with the shared memory that its launches take, so that a CUDA graph can capture any op.
 
     Turing has no kernels for bfloat16 attention.
     """
     kernels.prepare_activation(launcher)
-    kernels.prepare_append(launcher)
-    for bits in kernels.TILES:
-        kernels.prepare_linear(launcher, bits)
-        for head_dim in kernels.HEAD_DIMS:
+    kernels.prepare_decode(launcher)
+    kernels.prepare_linear(launcher)
+    ring_kernels.prepare_append(launcher)
+    for bits in (codec.bits for codec in CACHE_CODECS.values()):
+        for head_dim in ring_kernels.HEAD_DIMS:
             for dtype in (torch.float16,) if turing else (torch.float16, torch.bfloat16):
-                launcher.prepare(*kernels.attention_kernel(torch.empty(0, head_dim, dtype=dtype), bits))
+                launcher.prepare(*ring_kernels.attention_kernel(torch.empty(0, head_dim, dtype=dtype), bits))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ...ops.weight import QuantizedWeight
-from ..grid import Grid, assemble, fit_grid
+from ..fit import fit_grid
+from ..grid import Grid, assemble
 from .task import Task
 
 ITERATIONS = 2000
@@ -32,6 +33,8 @@ def ROUND(task: Task) -> QuantizedWeight:
     target, hessian = task.in_order
     if hessian is None:
         raise SettingError("AdaRound needs the statistics of calibration; give prompts, or round to nearest.")
+    if task.codec.group:
+        raise SettingError("AdaRound chooses between whole numbers, which codes of groups are not; take gptq.")
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:

@@ -13,11 +13,14 @@ from torch import Tensor
 from ...calibrate.stats import WIDE
 from ...errors import SettingError
 from ...ops.weight import QuantizedWeight
-from ..grid import Grid, assemble, fit_grid, floored, row_error, to_codes
+from ..fit import fit_grid
+from ..grid import Grid, assemble, floored, row_error
+from ..groups import regroup, storable_row
 from .task import Task, factor
 
 BLOCK = 128
 """Columns whose corrections are applied to the rest at once."""
+REGROUP = True
 ROUNDS = 3
 """Times that codes and then steps are improved after GPTQ."""
 SWEEPS = 2
@@ -35,6 +38,8 @@ def ROUND(task: Task) -> QuantizedWeight:
     for _ in range(ROUNDS):
         codes = descend(codes, target, hessian, grid, n)
         grid = refit(codes, target, hessian, grid, n)
+        if grid.groups is not None and REGROUP:
+            codes, grid = regroup(codes, target, hessian, grid, n)
     codes = descend(codes, target, hessian, grid, n)
     return assemble(codes, grid, task.split, task.codec)
 
@@ -42,6 +47,7 @@ def ROUND(task: Task) -> QuantizedWeight:
 def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
     """GPTQ: codes [rows, in], each column's error made up for by the columns that follow, largest diagonal first."""
     order = hessian.diagonal().argsort(descending=True)
+    places = order.tolist()
     scale, zero = (t[:, order] for t in grid.per_column(n_outlier, target.shape[1]))
     inverse = inverse_factor(hessian[order][:, order])
     rest = target[:, order].clone()
@@ -52,7 +58,7 @@ def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> T
         errors = torch.empty_like(block)
         for j in range(end - start):
             column = start + j
-            code = to_codes(block[:, j], scale[:, column], zero[:, column], grid.low, grid.high)
+            code = grid.nearest(block[:, j] / scale[:, column] + zero[:, column], places[column])
             codes[:, column] = code
             errors[:, j] = (block[:, j] - scale[:, column] * (code - zero[:, column])) / factor[j, j]
             block[:, j:] -= torch.outer(errors[:, j], factor[j, j:])
@@ -84,7 +90,7 @@ def descend(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlie
             for j in range(slope.shape[1]):
                 column = start + j
                 wanted = codes[:, column] - slope[:, j] / (local[j, j] * scale[:, column])
-                moved = wanted.round().clamp(grid.low, grid.high)
+                moved = grid.nearest(wanted, column)
                 step = (moved - codes[:, column]) * scale[:, column]
                 codes[:, column] = moved
                 difference[:, column] += step
@@ -110,7 +116,8 @@ def refit(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier:
         scale = torch.stack([normal, normal], dim=1)
     # Where codes are all zero, or a step would turn negative, the old one stays.
     fine = torch.isfinite(scale) & (scale > grid.scale / 4) & (scale < grid.scale * 4)
-    fitted = floored(replace(grid, scale=torch.where(fine.all(1, keepdim=True), scale.to(grid.scale), grid.scale)))
+    scale = torch.where(fine.all(1, keepdim=True), scale.to(grid.scale), grid.scale)
+    fitted = floored(replace(grid, scale=scale if grid.groups is None else storable_row(scale)))
     old, new = (row_error(value(codes, g, n_outlier) - target, hessian) for g in (grid, fitted))
     return replace(grid, scale=torch.where((new < old)[:, None], fitted.scale, grid.scale))
 

@@ -6,7 +6,8 @@ It is the weight's error, or, with statistics, that of the output, and then `Tas
 from __future__ import annotations
 
 from ...ops.weight import QuantizedWeight
-from ..grid import assemble, fit_grid, to_codes
+from ..fit import fit_grid
+from ..grid import assemble
 from .task import Task
 
 
@@ -16,4 +17,4 @@ def ROUND(task: Task) -> QuantizedWeight:
     columns, hessian = task.in_order
     grid = fit_grid(columns, split.n_outlier, task.codec, task.symmetric, hessian)
     scale, zero = grid.per_column(split.n_outlier, split.channels)
-    return assemble(to_codes(columns, scale, zero, grid.low, grid.high), grid, split, task.codec)
+    return assemble(grid.all_nearest(columns / scale + zero), grid, split, task.codec)
