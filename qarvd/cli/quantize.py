@@ -21,7 +21,7 @@ from ..jobs.time_budget import CHOOSING, FITTING
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
-from ..recipe import OUTLIERS, RECIPES, Recipe
+from ..recipe import GROUPS, OUTLIERS, RECIPES, ROTATIONS, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
 from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration, wanted_plan
 from .common import add_model, check_out, load_model, model_path, place, say
@@ -34,6 +34,20 @@ OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
     parser.add_argument("--recipe", choices=RECIPES, default="w8a8", help="the bits of weights and activations (w8a8)")
+    parser.add_argument("--bits", type=int, choices=GROUPS, help="bits of a weight (the recipe's)")
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=GROUPS[4],
+        help="columns of a row that share a scale, for weights of fewer than 8 bits; their codes point into a table of "
+        "levels. 0: the whole row shares one scale (0)",
+    )
+    parser.add_argument(
+        "--rotation",
+        type=int,
+        choices=ROTATIONS,
+        help="rotate the inputs of linears by Hadamard matrices of this width; 256 lowers the error most (0: not)",
+    )
     parser.add_argument(
         "--rounding", choices=ROUNDING, help="how weights are rounded (gptq with calibration, nearest without)"
     )
@@ -97,6 +111,8 @@ def wanted(args: argparse.Namespace) -> Recipe:
     if args.single_scale and args.outliers:
         raise SettingError(f"--single-scale and --outliers {args.outliers} were both given; drop one.")
     options = {"symmetric": args.symmetric, "target": args.target, "stream_chunks": args.stream_chunks}
+    chosen = {"weight_bits": args.bits, "group": args.group, "rotation": args.rotation}
+    options |= {name: value for name, value in chosen.items() if value is not None}
     recipe = replace(RECIPES[args.recipe], **options)
     if args.rounding:
         recipe = replace(recipe, rounding=args.rounding)

@@ -15,6 +15,7 @@ ROUNDS = 3
 NEIGHBOURS = (-1, 0, 1)
 """Which storable scales about the fitted one are tried, in steps of the format."""
 STEPS = (-2, -1, 0, 1, 2)
+"""The same, about a scale whose codes are fitted to the inputs."""
 TINY = 1e-12
 
 
@@ -74,40 +75,52 @@ def neighbour(scale: Tensor, step: int) -> Tensor:
 def regroup(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> tuple[Tensor, Grid]:
     """Choose each group's scale anew, with the codes of its columns, where that lessens its row's error.
 
-    Given all other columns, a group's error is a small least-squares problem: with each scale tried, its columns are
-    rounded one after the other, each making up for those before.
+    Given all other columns, a group's error is a small least-squares problem: its codes c leave |(c - best) L|^2 more
+    than the float ones of least error, L being the Cholesky factor of the group's part of the Hessian.
     """
     assert grid.groups is not None
-    size, relative, codes = grid.groups.size, grid.groups.scale.clone(), codes.clone()
-    table, rows = grid.groups.table, len(codes)
+    size, table, relative = grid.groups.size, grid.groups.table, grid.groups.scale.clone()
+    codes, rows = codes.clone(), torch.arange(len(codes), device=codes.device)
     scale, _ = grid.per_column(n_outlier, codes.shape[1])
     difference = scale * codes - target
     for start in range(0, codes.shape[1], size):
-        span, group = slice(start, start + size), start // size
-        local, row = hessian[span, span], scale[:, start]
-        lower = torch.linalg.cholesky(
-            local + local.diagonal().mean() * 1e-6 * torch.eye(size, device=local.device, dtype=local.dtype)
-        )
-        slope = difference @ hessian[:, span]
-        wanted = codes[:, span] - torch.cholesky_solve(slope.T, lower).T / row[:, None]  # [rows, size]
-        # error of v is |(v - wanted) L|^2 with local = L L^T: columns from the last to the first
-        tried = torch.cat([neighbour(relative[:, group], step) for step in STEPS])  # [tried * rows]
-        levels = levels_of(table, tried)
-        between = (levels[:, 1:] + levels[:, :-1]) / 2
-        many = wanted.repeat(len(STEPS), 1)
-        found, off = torch.empty_like(many), torch.zeros_like(many)
-        for j in range(size - 1, -1, -1):
-            aim = many[:, j] - (off[:, j + 1 :] @ (lower[j + 1 :, j] / lower[j, j]) if j + 1 < size else 0)
-            found[:, j] = levels.gather(1, torch.searchsorted(between, aim[:, None].contiguous()))[:, 0]
-            off[:, j] = found[:, j] - many[:, j]
-        error = ((off @ lower).square().sum(1)).view(len(STEPS), rows)
-        before = ((codes[:, span] - wanted) @ lower).square().sum(1)
-        least, which = error.min(0)
-        better = least < before * (1 - 1e-6)
-        new = found.view(len(STEPS), rows, size)[which, torch.arange(rows, device=which.device)]
-        moved = torch.where(better[:, None], new, codes[:, span])
-        difference[:, span] += (moved - codes[:, span]) * row[:, None]
+        span, group, row = slice(start, start + size), start // size, scale[:, start : start + 1]
+        lower = _factor(hessian[span, span])
+        slope = difference @ hessian[:, span]  # half the gradient
+        best = codes[:, span] - torch.cholesky_solve(slope.T, lower).T / row  # [rows, size]
+        tried = torch.stack([neighbour(relative[:, group], step) for step in STEPS])  # [tried, rows]
+        found = _round_in_turn(best, lower, levels_of(table, tried))  # [tried, rows, size]
+        error, which = _excess(found - best, lower).min(0)
+        better = error < _excess(codes[:, span] - best, lower) * (1 - 1e-6)
+        moved = torch.where(better[:, None], found[which, rows], codes[:, span])
+        difference[:, span] += (moved - codes[:, span]) * row
         codes[:, span] = moved
-        chosen = tried.view(len(STEPS), rows).gather(0, which[None])[0]
-        relative[:, group] = torch.where(better, chosen, relative[:, group])
+        relative[:, group] = torch.where(better, tried[which, rows], relative[:, group])
     return codes, replace(grid, groups=Groups(size, relative, table))
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor of a part of a damped Hessian."""
+    slack = 1e-6 * matrix.diagonal().mean()
+    return torch.linalg.cholesky(matrix + slack * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+
+
+def _excess(off: Tensor, lower: Tensor) -> Tensor:
+    """|off L|^2 of `off` [..., size]."""
+    return (off @ lower).square().sum(-1)
+
+
+def _round_in_turn(best: Tensor, lower: Tensor, levels: Tensor) -> Tensor:
+    """Codes among `levels` [tried, rows, 2^bits] near `best` [rows, size], each making up for those before it.
+
+    The last column comes first: with L lower triangular, what it leaves others can still make up for.
+    """
+    between = (levels[..., 1:] + levels[..., :-1]) / 2
+    found = best.repeat(len(levels), 1, 1)  # [tried, rows, size]
+    off = torch.zeros_like(found)
+    for j in range(best.shape[1] - 1, -1, -1):
+        aim = best[:, j] - off[..., j + 1 :] @ (lower[j + 1 :, j] / lower[j, j])
+        place = torch.searchsorted(between, aim.unsqueeze(-1).contiguous())
+        found[..., j] = levels.gather(-1, place).squeeze(-1)
+        off[..., j] = found[..., j] - best[:, j]
+    return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from qarvd.checkpoint.model import Model, load, save, state_tensors
 from qarvd.cli import main
 from qarvd.errors import CheckpointError
+from qarvd.ops.linear import QuantizedLinear
 from qarvd.quantize.model import weight_bits
 from qarvd.recipe import RECIPES
 
@@ -103,6 +104,19 @@ def test_a_reader_that_has_had_enough_is_no_error(model_file: Path) -> None:
 def test_debug_shows_the_traceback(model_file: Path) -> None:
     with pytest.raises(CheckpointError):
         main(["inspect", str(truncated(model_file)), "--debug"])
+
+
+@pytest.mark.parametrize(("bits", "group", "format"), [(3, 32, "w3g32a8"), (4, 16, "w4g16a8"), (6, 0, "w6a8")])
+def test_bits_groups_and_rotation_are_options(
+    run: Run, model_file: Path, prompts: Path, tmp_path: Path, bits: int, group: int, format: str
+) -> None:
+    small, wanted = tmp_path / "small.safetensors", ("--bits", bits, "--group", group, "--rotation", 64)
+    run("quantize", model_file, *wanted, "--out", small)
+    found = [module.weight for module in load(small).tree.modules() if isinstance(module, QuantizedLinear)]
+    assert found and all((w.codec.format, w.split.rotation) == (f"qarvd_{format}", 64) for w in found)
+    assert f"qarvd_{format}" in run("inspect", small)
+    run("stream", small, "--prompt", f"{prompts}#1", "--chunks", 1, "--size", "48x32", "--out", tmp_path / "a.mp4")
+    assert (tmp_path / "a.mp4").stat().st_size
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])

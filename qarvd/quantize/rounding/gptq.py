@@ -20,7 +20,6 @@ from .task import Task, factor
 
 BLOCK = 128
 """Columns whose corrections are applied to the rest at once."""
-REGROUP = True
 ROUNDS = 3
 """Times that codes and then steps are improved after GPTQ."""
 SWEEPS = 2
@@ -38,7 +37,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     for _ in range(ROUNDS):
         codes = descend(codes, target, hessian, grid, n)
         grid = refit(codes, target, hessian, grid, n)
-        if grid.groups is not None and REGROUP:
+        if grid.groups is not None:
             codes, grid = regroup(codes, target, hessian, grid, n)
     codes = descend(codes, target, hessian, grid, n)
     return assemble(codes, grid, task.split, task.codec)
