@@ -32,7 +32,7 @@ def record(library: Any, case: Callable[..., None], path: Path) -> Path:
 
     import torch
 
-    from qarvd.ops.cuda import kernels
+    from qarvd.ops.cuda import kernels, ring_kernels
 
     seen: dict[int, torch.Tensor] = {}
     launches: list[Launch] = []
@@ -63,7 +63,7 @@ def record(library: Any, case: Callable[..., None], path: Path) -> Path:
             launches.append(launch)
             seen.clear()
 
-    with mock.patch.object(kernels, "pointer", pointer):
+    with mock.patch.object(kernels, "pointer", pointer), mock.patch.object(ring_kernels, "pointer", pointer):
         case(Recorder(library))
     path.write_bytes(pickle.dumps(launches))
     return path
