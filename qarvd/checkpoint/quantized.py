@@ -20,13 +20,14 @@ FORMATS = {codec.format: codec for codec in CODECS.values()}
 _WEIGHT, _SCALE, _OUTLIERS, _ROTATION = "weight", "weight_scale", "weight_outlier_idx", "weight_rotation"
 _ZERO, _GROUPS, _TABLE = "weight_zero", "weight_group_scale", "weight_table"
 _DTYPES = {
-    _SCALE: (torch.float32, torch.bfloat16),
-    _OUTLIERS: (torch.int32,),
-    _ROTATION: (torch.int32,),
-    _ZERO: (torch.int8,),
-    _GROUPS: (torch.float8_e4m3fn,),
-    _TABLE: (torch.float32,),
+    _SCALE: torch.float32,
+    _OUTLIERS: torch.int32,
+    _ROTATION: torch.int32,
+    _ZERO: torch.int8,
+    _GROUPS: torch.float8_e4m3fn,
+    _TABLE: torch.float32,
 }
+"""Beside scales of groups, row scales are bfloat16."""
 TENSORS = (_WEIGHT, *_DTYPES, MARKER)
 """Ends of the names of the tensors that store a linear, but for its bias."""
 
@@ -76,7 +77,7 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
         raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.")
     if format not in FORMATS:
         raise CheckpointError(
-            f"{name} is stored as {format!r}, and qarvd reads {' and '.join(FORMATS)}: open the file with ComfyUI's "
+            f"{name} is stored as {format!r}, and qarvd reads {', '.join(FORMATS)}: open the file with ComfyUI's "
             "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
     codec = FORMATS[format]
@@ -88,10 +89,10 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
         )
     codes = tensors.pop(f"{name}.{_WEIGHT}")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _DTYPES}
-    for part, tensor, dtypes in ((_WEIGHT, codes, (codec.stored,)), *((p, parts[p], d) for p, d in _DTYPES.items())):
-        if tensor is not None and tensor.dtype not in dtypes:
-            expected = " or ".join(map(str, dtypes))
-            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {expected}.")
+    dtypes = _DTYPES | {_WEIGHT: codec.stored} | ({_SCALE: torch.bfloat16} if codec.group else {})
+    for part, tensor in {_WEIGHT: codes, **parts}.items():
+        if tensor is not None and tensor.dtype != dtypes[part]:
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {dtypes[part]}.")
     scale, outliers, rotation, groups = parts[_SCALE], parts[_OUTLIERS], parts[_ROTATION], parts[_GROUPS]
     assert scale is not None and outliers is not None
     if codes.ndim != 2 or outliers.ndim != 1 or (rotation is not None and rotation.shape != (1,)):

@@ -9,7 +9,7 @@ struct DecodeArguments {
   const float* table;       // [2^bits]; null where code c stands for c - 2^(bits - 1)
   i8* out;                  // [rows, channels]
   i64 pieces;               // of 32 columns, in all rows
-  i32 channels, group, bits;
+  i32 channels, group;
   i32 wide_scale;           // whether group_scale is float32
 };
 

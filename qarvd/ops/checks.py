@@ -37,12 +37,12 @@ def check_activation(x: Tensor, columns: Columns) -> None:
 def check_decode(weight: PackedWeight) -> None:
     """Raise ShapeError (SettingError for bits), in a sentence, unless `decode_weight` can take this weight."""
     codes, group_scale, table, bits = weight
-    if bits == 8:
-        raise ShapeError("8-bit codes need no decoding.")
+    if not 0 < bits < 8:
+        raise ShapeError(f"{bits}-bit codes need no decoding.")
     if codes.dim() != 2:
         raise ShapeError(f"The weight's codes have shape {tuple(codes.shape)}; two axes were expected.")
     rows, channels = codes.shape[0], codes.shape[1] * 8 // bits
-    if codes.shape[1] * 8 % bits or (bits < 8 and channels % COLUMNS):
+    if codes.shape[1] * 8 % bits or channels % COLUMNS:
         raise ShapeError(f"{bits}-bit codes need a multiple of {COLUMNS} channels, not {codes.shape[1]} bytes a row.")
     group = 0
     if group_scale is not None:

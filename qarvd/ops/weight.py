@@ -62,6 +62,8 @@ class QuantizedWeight:
         entries = None if self.table is None else tuple(self.table.shape)
         if entries != ((len(codec.table),) if codec.has_table else None):
             raise ShapeError(f"A table of shape {entries} does not fit weights stored as {codec.name}.")
+        if codec.group and self.zero is not None:
+            raise ShapeError(f"Weights stored as {codec.name} have no zero points.")
         if self.split.n_outlier and self.order is None:
             object.__setattr__(self, "order", self.split.order(self.codes.device))
         if math.isnan(self.guard):

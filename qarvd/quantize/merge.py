@@ -59,7 +59,7 @@ def round_near(columns: Tensor, n_outlier: int, grid: Grid, seed: int | None) ->
         share = (place - below) / step
         off = share - share.floor()
         off = torch.minimum(off, 1 - off)  # 0 to a half
-        width = _dither(off, n_outlier)
+        width = _dither(off, step, n_outlier)
         generator = torch.Generator(place.device).manual_seed(seed % 2**63)
         chance = torch.rand(place.shape, generator=generator, dtype=place.dtype, device=place.device)
         drawn = below + step * (share + (chance - 0.5) * width).round_().clamp_(0, 1)
@@ -89,13 +89,15 @@ def _error(columns: Tensor, n_outlier: int, grid: Grid) -> Tensor:
     return (scale * (grid.all_nearest(columns / scale + zero) - zero) - columns).square_()
 
 
-def _dither(off: Tensor, n_outlier: int) -> Tensor:
-    """Width of the random offset for each weight, [out, in], that is `off` from the nearest code."""
-    width = torch.zeros_like(_per_range(off, n_outlier))
+def _dither(off: Tensor, step: Tensor, n_outlier: int) -> Tensor:
+    """Width of the random offset for each weight, [out, in], that is `off` of a `step` from the nearest code."""
+    power = step.square()
+    most = NOISE * _per_range(power, n_outlier)
+    width = torch.zeros_like(most)
     for tried in DITHERS:
         other = ((off - 0.5) / tried + 0.5).clamp_(min=0)  # the chance to get the code on the other side
         noise = off.square() + other * (1 - 2 * off)
-        width = torch.where(_per_range(noise, n_outlier) <= NOISE, tried, width)
+        width = torch.where(_per_range(noise * power, n_outlier) <= most, tried, width)
     part = (torch.arange(off.shape[1], device=off.device) >= n_outlier).long()
     return width[:, part]
 

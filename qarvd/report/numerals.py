@@ -34,7 +34,8 @@ def linear_ticks(low: float, high: float, about: int = 5, whole: bool = False) -
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     if whole:
         step = max(1.0, float(math.ceil(step)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    slack = 1e-9 * min(1.0, max(abs(low), abs(high)) / step)  # of rounding; a step may be far wider than the range
+    first, last = math.floor(low / step + slack), math.ceil(high / step - slack)
     return [i * step for i in range(first, last + 1)]
 
 

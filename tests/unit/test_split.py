@@ -1,5 +1,7 @@
 """A split is a permutation with an aligned, ascending head of at most half the channels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +23,18 @@ def test_the_order_is_a_permutation_with_ascending_outliers_first(groups: int, d
     assert order[:n_outlier] == sorted(outliers)
     assert order[n_outlier:] == sorted(order[n_outlier:])
     assert split.to_columns(torch.arange(split.channels)).dtype == torch.int64
+
+
+@pytest.mark.parametrize("rotation", [16, 64, 256])
+@pytest.mark.parametrize("n_outlier", [0, 32, 96])
+def test_a_rotation_stays_within_its_range_and_can_be_undone(n_outlier: int, rotation: int) -> None:
+    split = ChannelSplit.of(288, range(1, 1 + 2 * n_outlier, 2), rotation)
+    x = torch.randn(5, 288, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    columns = split.to_columns(x)
+    torch.testing.assert_close(split.to_logical(columns), x)
+    for part, plain in zip(split.ranges(columns), split.ranges(replace(split, rotation=0).to_columns(x)), strict=True):
+        torch.testing.assert_close(part.norm(dim=1), plain.norm(dim=1))
+        assert not part.numel() or not torch.allclose(part, plain)
 
 
 @pytest.mark.parametrize(

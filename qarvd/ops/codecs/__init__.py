@@ -1,26 +1,21 @@
-"""Ways to store weights as data: each file of this folder defines one `CODEC`, with the file's name.
+"""Ways to store weights as data: each file of this folder defines `CODECS`, with its name.
 
 All of them decode to 8-bit codes with a scale for each row and range, so that one product runs them all.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
 from ...errors import SettingError, ShapeError
 from .codec import Codec
 
-_FOUND: tuple[Codec, ...] = tuple(
-    import_module(f".{module.name}", __name__).CODEC
-    for module in iter_modules(__path__)
-    if module.name not in ("codec", "planes")
-)
 CODECS: dict[str, Codec] = {
-    f"{codec.name}{group or ''}": replace(codec, name=f"{codec.name}{group or ''}", group=group)
-    for codec in _FOUND
-    for group in codec.groups or (0,)
+    codec.name: codec
+    for module in iter_modules(__path__)
+    if module.name not in ("codec", "grouped", "planes")
+    for codec in import_module(f".{module.name}", __name__).CODECS
 }
 """Every codec of weights by name: `int4g16` is that of `int4g.py` with groups of 16."""
 

@@ -29,8 +29,6 @@ class Codec:
     high: int
     group: int = 0
     """Columns that share a scale, beside the row's; 0: none do."""
-    groups: tuple[int, ...] = ()
-    """What `group` may be."""
     table: tuple[float, ...] = ()
     """With a `group`: what codes stand for, ascending, before they are multiplied by scales."""
     has_table: bool = False

@@ -28,4 +28,4 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.stack([(halves << 4) >> 4, halves >> 4], dim=-2).flatten(-3)
 
 
-CODEC = Codec("int4", bits=4, stored=torch.uint8, pack=pack, unpack=unpack, low=-7, high=7, keeps_cache=True)
+CODECS = (Codec("int4", bits=4, stored=torch.uint8, pack=pack, unpack=unpack, low=-7, high=7, keeps_cache=True),)

@@ -21,4 +21,4 @@ def unpack(packed: Tensor) -> Tensor:
     return unpack_planes(packed, WIDTHS) - 32
 
 
-CODEC = Codec("int6", bits=6, stored=torch.int8, pack=pack, unpack=unpack, low=-31, high=31)
+CODECS = (Codec("int6", bits=6, stored=torch.int8, pack=pack, unpack=unpack, low=-31, high=31),)

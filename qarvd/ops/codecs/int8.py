@@ -12,4 +12,4 @@ def _same(codes: Tensor) -> Tensor:
     return codes
 
 
-CODEC = Codec("int8", bits=8, stored=torch.int8, pack=_same, unpack=_same, low=-127, high=127, keeps_cache=True)
+CODECS = (Codec("int8", bits=8, stored=torch.int8, pack=_same, unpack=_same, low=-127, high=127, keeps_cache=True),)

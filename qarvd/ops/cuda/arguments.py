@@ -30,7 +30,7 @@ class DecodeArguments(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("codes", "group_scale", "table", "out")),
         ("pieces", c_int64),
-        *((name, c_int32) for name in ("channels", "group", "bits", "wide_scale")),
+        *((name, c_int32) for name in ("channels", "group", "wide_scale")),
     )
 
 

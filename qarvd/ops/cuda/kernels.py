@@ -87,7 +87,7 @@ def decode_weight(launcher: Launcher, stream: int, weight: PackedWeight) -> Tens
     if out.numel():
         held = [aligned(x) for x in (codes, group_scale, table)]
         pieces, wide = rows * channels // PIECE, group_scale is not None and group_scale.dtype == torch.float32
-        arguments = DecodeArguments(*map(pointer, (*held, out)), pieces, channels, group, bits, wide)
+        arguments = DecodeArguments(*map(pointer, (*held, out)), pieces, channels, group, wide)
         kernel = decode_kernel(codec_of(bits, group))
         launcher.launch(kernel, (math.ceil(pieces / DECODE_THREADS), 1, 1), DECODE_THREADS, 0, arguments, stream)
     return out
