@@ -50,11 +50,9 @@ PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
 CALIBRATION_PROMPTS = 64
 CACHED = ("ours", "published", "published_dynamic", "nearest", "smoothquant", "rotation", "gptq")
 """Methods that are also run with an int8 cache."""
-MAIN = (*CACHED, "rotation_gptq", "smoothquant_gptq")
-"""Methods that are also run with 8-bit weights."""
 SMOKED = ("nearest", "rotation", "smoothquant_gptq", "published", "published_dynamic", "gptq", "random_outliers")
 """One of each kind."""
-BITS = {"w8a8": 8, "w4a8": 4, "w4a8_int8_cache": 4}
+BITS = {"w8a8": 8, "w6a8": 6, "w4a8": 4, "w4a8_int8_cache": 4, "w3a8": 3}
 """Sections of the result, and their weights' bits."""
 
 
@@ -81,11 +79,11 @@ class Run:
 
 def runs(seeds: int) -> Iterator[Run]:
     """All runs, the most telling first; a method without calibration needs one seed."""
-    for bits, names in ((4, tuple(METHODS)), (8, MAIN)):
-        for seed in range(seeds):
-            for name in names:
+    for seed in range(seeds):
+        for bits in (4, 8, 3, 6):
+            for name in (name for name, method in METHODS.items() if bits in method.bits):
                 for model in MODELS:
-                    if seed == 0 or (METHODS[name].prompts and METHODS[name].repeat):
+                    if seed == 0 or (METHODS[name].repeat and METHODS[name].prompts and bits in (4, 8)):
                         yield Run(bits, model, name, seed)
 
 

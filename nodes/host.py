@@ -20,7 +20,7 @@ from ..qarvd.checkpoint.model import Model, assemble, read_metadata, state_tenso
 from ..qarvd.checkpoint.quantized import FORMATS, MARKER, declared
 from ..qarvd.errors import CheckpointError, SettingError
 from ..qarvd.log import warn_once
-from ..qarvd.recipe import Recipe
+from ..qarvd.recipe import STOCK, Recipe
 from ..qarvd.stream.presets import PRESETS, find_preset
 from ..qarvd.wan.config import WanConfig
 from . import layout
@@ -187,11 +187,11 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
 
 def refuse_quantized(stored: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError, saying what to do, for tensors of a MODEL that another loader made of a quantized file."""
-    formats = {declared(tensor) for key, tensor in stored.items() if key.endswith(f".{MARKER}")}
-    if formats & set(FORMATS):
+    formats = {declared(tensor).get("format") for key, tensor in stored.items() if key.endswith(f".{MARKER}")}
+    if formats & {*FORMATS, *STOCK}:
         raise CheckpointError(
-            "This MODEL was quantized by qarvd, but came from another loader, which does not read how: load its file "
-            "with Load AR Model."
+            f"This MODEL is quantized as {' and '.join(sorted(map(str, formats)))}, but came from another loader, "
+            "which does not tell how it was made. Load its file with Load AR Model."
         )
     if formats:
         raise CheckpointError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..qarvd.checkpoint.quantized import FORMATS, MARKER, TENSORS, read_linear, write_linear
+from ..qarvd.checkpoint.quantized import FORMATS, MARKER, TENSORS, declared, read_linear, write_linear
 from ..qarvd.errors import CheckpointError, QarvdError, first_line
 from ..qarvd.ops.linear import prepare, run_linear
 from ..qarvd.ops.weight import QuantizedWeight, sample_weight
@@ -79,30 +78,19 @@ def serving(inner: Load) -> Load:
         **kwargs: Any,
     ) -> None:
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        declared = _declared(state_dict.get(f"{prefix}{MARKER}"))
-        if declared.get("format") not in FORMATS:
+        told = declared(state_dict.get(f"{prefix}{MARKER}"))
+        if told.get("format") not in FORMATS:
             return inner(module, super_load, state_dict, prefix, *rest, **kwargs)
         held = _take(module, state_dict, prefix)
         module.weight = torch.nn.Parameter(held, requires_grad=False)
-        module.quant_format, module.layout_type = declared["format"], held._layout_cls
-        module._full_precision_mm_config = bool(declared.get("full_precision_matrix_mult", False))
+        module.quant_format, module.layout_type = told["format"], held._layout_cls
+        module._full_precision_mm_config = bool(told.get("full_precision_matrix_mult", False))
         module._full_precision_mm = module._full_precision_mm or module._full_precision_mm_config
         super_load(state_dict, prefix, *rest)
         if f"{prefix}weight" in missing_keys:
             missing_keys.remove(f"{prefix}weight")
 
     return load
-
-
-def _declared(marker: Tensor | None) -> dict[str, Any]:
-    """What a linear's marker says; nothing, where it is not there or not such as ComfyUI writes."""
-    if marker is None or marker.dtype != torch.uint8:
-        return {}
-    try:
-        found = json.loads(bytes(marker.tolist()))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:

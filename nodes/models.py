@@ -45,7 +45,7 @@ class LoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads an autoregressive video model (Self-Forcing, Causal-Forcing, CausVid, LongLive, ...), as "
-                "published or quantized by qarvd."
+                "published, quantized by qarvd, or in ComfyUI's own int8 and W4A8 formats."
             ),
             inputs=[
                 io.Combo.Input(

@@ -13,14 +13,14 @@ import torch
 from comfy_api.latest import io
 
 from ..qarvd import __version__
-from ..qarvd.checkpoint.model import Model, checksum, described, load, read_metadata, save, state_tensors
-from ..qarvd.checkpoint.tensorwise import save_tensorwise
+from ..qarvd.checkpoint.model import Model, checksum, described, load, read_metadata, save, stored_tensors
 from ..qarvd.errors import SettingError
 from ..qarvd.jobs.budget import check_target
 from ..qarvd.jobs.calibrate import identity
 from ..qarvd.jobs.quantize import quantize
 from ..qarvd.jobs.work import Work, report_from
 from ..qarvd.quantize.model import LayerReport, linear_groups
+from ..qarvd.recipe import OURS, STOCK
 from ..qarvd.recipe import Recipe as Choices
 from ..qarvd.report.tables import by_kind, text_table
 from . import host
@@ -31,8 +31,10 @@ from .progress import Progress
 from .sockets import Recipe, Statistics, StoredCalibration
 from .store import kept_at, recalled
 
-OURS = "qarvd (dual scale, this pack loads it)"
-STOCK = "int8_tensorwise (ComfyUI loads it without this pack)"
+AUTOMATIC = "automatic: the format of the recipe"
+QARVD = "qarvd (dual scale, this pack loads it)"
+FORMATS = {AUTOMATIC: None, QARVD: OURS} | {f"{name} (ComfyUI loads it without this pack)": name for name in STOCK}
+"""Formats of files by what Save Quantized Model calls them."""
 
 NO_STATISTICS = (
     "Weights were rounded to nearest, which is much worse, because there are no statistics. Connect Calibrate."
@@ -178,11 +180,11 @@ class SaveModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format",
-                    options=[OURS, STOCK],
-                    default=OURS,
+                    options=list(FORMATS),
+                    default=AUTOMATIC,
                     tooltip=(
-                        "qarvd keeps both scales, and needs this pack to load. int8_tensorwise loads without it, and "
-                        "needs a model of the stock int8 recipe."
+                        "qarvd keeps both scales, and needs this pack to load. The other formats load without it, and "
+                        "need a model of a stock recipe."
                     ),
                 ),
             ],
@@ -197,21 +199,21 @@ class SaveModel(io.ComfyNode):
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)
         taken, path = free_name(folder, name)
-        there = None if format == STOCK else find(taken, found)
+        there = find(taken, found, FORMATS[format])
         if there is not None:
             path = there
         else:
-            (save_tensorwise if format == STOCK else save)(found, path)
+            save(found, path, FORMATS[format])
         text = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB{', which was there already' if there else ''}"
         return io.NodeOutput(str(path), ui={"text": [text]})
 
 
-def find(paths: Sequence[Path], model: Model) -> Path | None:
-    """The file among `paths` that holds this very model, by what it says of itself."""
+def find(paths: Sequence[Path], model: Model, format: str | None) -> Path | None:
+    """The file among `paths` that holds this very model in that format, by what it says of itself."""
     stored = {path: {key: value for key, value in read_metadata(path).items() if key != "versions"} for path in paths}
     if not any(stored.values()):
         return None
-    mine = json.loads(json.dumps(described(model, state_tensors(model))))
+    mine = json.loads(json.dumps(described(model, stored_tensors(model, format))))
     return next((path for path, found in stored.items() if found == mine), None)
 
 

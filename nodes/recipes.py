@@ -6,17 +6,27 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..qarvd.errors import SettingError
 from ..qarvd.quantize.budget import parse_target
 from ..qarvd.quantize.rounding import ROUNDING
-from ..qarvd.recipe import OUTLIERS
+from ..qarvd.recipe import GROUPS, OURS, OUTLIERS, RECIPES, ROTATIONS
 from ..qarvd.recipe import Recipe as Choices
 from .models import CATEGORY
 from .sockets import Recipe
 
-W4A8, W8A8 = "W4A8: 4-bit weights", "W8A8: 8-bit weights"
-STOCK = "stock int8: one scale a row, for ComfyUI without this pack"
-BITS = {W4A8: 4, W8A8: 8, STOCK: 8}
+FORMATS = {
+    "W4A8: 4-bit weights": RECIPES["w4a8"],
+    "W8A8: 8-bit weights": RECIPES["w8a8"],
+    "W6A8: 6-bit weights": RECIPES["w6a8"],
+    "W3A8: 3-bit weights": RECIPES["w3a8"],
+    "stock W4A8: asym_w4a8_int8, for ComfyUI without this pack": RECIPES["w4a8"].in_format("asym_w4a8_int8"),
+    "stock W6A8: asym_w4a8_int8 with 6 bits": RECIPES["w6a8"].in_format("asym_w4a8_int8"),
+    "stock int8 ConvRot: rotated, for ComfyUI without this pack": RECIPES["w8a8"].in_format("int8_tensorwise"),
+    "stock int8: one scale a row, for ComfyUI without this pack": replace(
+        RECIPES["w8a8"].in_format("int8_tensorwise"), rotation=0
+    ),
+}
+"""Where a recipe begins, by what the widget calls it."""
+AS_FORMAT, NONE = "as the format has it", "none"
 
 
 class MakeRecipe(io.ComfyNode):
@@ -35,11 +45,11 @@ class MakeRecipe(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "format",
-                    options=list(BITS),
-                    default=W4A8,
+                    options=list(FORMATS),
+                    default=next(iter(FORMATS)),
                     tooltip=(
-                        "4-bit weights have half the size of 8-bit weights and lose some quality. The stock format has "
-                        "8 bits and no second scale; Save Quantized Model exports it for ComfyUI's own loader."
+                        "Fewer bits make a smaller file of lower quality. The stock formats have no second scale: "
+                        "Save Quantized Model writes files that ComfyUI loads without this pack."
                     ),
                 ),
                 io.Combo.Input(
@@ -82,6 +92,23 @@ class MakeRecipe(io.ComfyNode):
                     default="",
                     tooltip="Names of layers to leave in 16 bits, separated by commas, such as blocks.0.self_attn.q.",
                 ),
+                io.Combo.Input(
+                    "group",
+                    options=[AS_FORMAT, NONE, *map(str, filter(None, GROUPS[4]))],
+                    default=AS_FORMAT,
+                    optional=True,
+                    tooltip=(
+                        "How many weights of a row share a scale, with fewer than 8 bits. Smaller groups make a larger "
+                        "file of higher quality. none: the whole row shares one scale."
+                    ),
+                ),
+                io.Combo.Input(
+                    "rotation",
+                    options=[AS_FORMAT, NONE, *map(str, filter(None, ROTATIONS))],
+                    default=AS_FORMAT,
+                    optional=True,
+                    tooltip="The width of the matrices that mix the inputs of each layer, so that none stands out.",
+                ),
             ],
             outputs=[
                 Recipe.Output(
@@ -100,17 +127,22 @@ class MakeRecipe(io.ComfyNode):
         compensate: bool,
         stream_chunks: int,
         keep: str,
+        group: str = AS_FORMAT,
+        rotation: str = AS_FORMAT,
     ) -> io.NodeOutput:
-        recipe = Choices(
-            weight_bits=BITS[format],
-            outliers="none" if format == STOCK else outliers,
+        begun = FORMATS[format]
+        chosen = {"group": group, "rotation": rotation}
+        widths = {name: int(width) if width != NONE else 0 for name, width in chosen.items() if width != AS_FORMAT}
+        recipe = replace(
+            begun,
+            outliers=outliers if begun.format == OURS else begun.outliers,
             rounding=rounding,
-            symmetric=format == STOCK,
             compensate=compensate,
             frame_weights=frame_weights,
             call_weights=frame_weights,
             stream_chunks=stream_chunks or None,
             keep=tuple(name.strip() for name in keep.split(",") if name.strip()),
+            **widths,
         )
         return io.NodeOutput(recipe)
 
@@ -125,7 +157,7 @@ class BitBudget(io.ComfyNode):
             display_name="Bit Budget",
             category=CATEGORY,
             description=(
-                "Sets a target size. Each layer then gets 4, 8 or 16 bits, by the measured effect of its errors."
+                "Sets a target size. Each layer then gets 3 to 16 bits, by the measured effect of its errors."
             ),
             inputs=[
                 Recipe.Input("recipe", tooltip="The recipe to change. Its own bits no longer count."),
@@ -148,10 +180,6 @@ class BitBudget(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe: Choices, size: float, unit: str) -> io.NodeOutput:
-        if recipe.symmetric and recipe.outliers == "none":
-            raise SettingError(
-                "The stock int8 format has 8 bits everywhere. A bit budget needs the format W4A8 or W8A8."
-            )
         number = f"{size:.4f}".rstrip("0").rstrip(".")
         target = f"{number}MB" if unit == "MB" else f"{number} bits"
         parse_target(target)

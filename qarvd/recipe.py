@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import gcd
 
 from .errors import SettingError
+
+OURS = "qarvd"
+POWERS_OF_4 = (16, 64, 256)
+
+
+@dataclass(frozen=True)
+class StockFormat:
+    """What one of ComfyUI's own formats can hold, beside what all lack: a second range and zero points."""
+
+    groups: Mapping[int, tuple[int, ...]]
+    """By bits of weights, the groups of columns that may share a scale; the finest first."""
+    rotations: tuple[int, ...]
+
+
+STOCK = {
+    "asym_w4a8_int8": StockFormat({4: (16, 32, 64), 6: (16, 32, 64)}, POWERS_OF_4),
+    "int8_tensorwise": StockFormat({8: (0,)}, (0, *POWERS_OF_4)),
+}
+"""ComfyUI's own formats by name."""
+FORMATS = (OURS, *STOCK)
 
 
 @dataclass(frozen=True)
@@ -33,9 +55,11 @@ class Recipe:
     correct_bias: bool = True
     """Move biases so that the mean output stays."""
     target: str | None = None
-    """A size to meet by choosing 4, 8 or 16 bits for each layer, such as "900MB" or "4.5 bits"."""
+    """A size to meet by choosing the bits of each layer among `options` and 16, such as "900MB" or "4.5 bits"."""
     keep: tuple[str, ...] = ()
     """Names of linears that stay in full precision, and with them those that read the same input."""
+    format: str = OURS
+    """The file format whose grid weights are fitted to: `qarvd`, or one of ComfyUI's own (`STOCK`)."""
 
     def __post_init__(self) -> None:
         if type(self.weight_bits) is not int or self.weight_bits not in GROUPS:
@@ -52,6 +76,10 @@ class Recipe:
             raise SettingError(
                 f"The recipe rotates by {self.rotation}; widths of {supported} are supported (0 is none)."
             )
+        if self.format not in FORMATS:
+            raise SettingError(f"The recipe's format is {self.format!r}; choose one of {', '.join(FORMATS)}.")
+        if self.format != OURS:
+            self._check_stock(STOCK[self.format])
         if self.outliers not in OUTLIERS:
             raise SettingError(f"The recipe's outliers are {self.outliers!r}; choose one of {', '.join(OUTLIERS)}.")
         chunks = 1 if self.stream_chunks is None else self.stream_chunks
@@ -60,10 +88,49 @@ class Recipe:
                 f"The recipe is for streams (--stream-chunks) of {chunks!r} chunks; choose 1 to {MOST_CHUNKS:,}."
             )
 
-    def group_at(self, bits: int) -> int:
-        """Groups of linears to which a bit budget gives so many bits: the recipe's, where there are such."""
-        possible = GROUPS.get(bits, (0,))
-        return self.group if self.group in possible else possible[0]
+    def _check_stock(self, holds: StockFormat) -> None:
+        """Raise SettingError for what the recipe's format, one of ComfyUI's own, can't hold."""
+        groups = holds.groups.get(self.weight_bits)
+        wrong = {
+            f"{self.weight_bits}-bit weights": groups is None,
+            f"groups of {self.group}" if self.group else "no groups": groups is not None and self.group not in groups,
+            f"a rotation by {self.rotation}" if self.rotation else "no rotation": self.rotation not in holds.rotations,
+            "outliers": self.outliers != "none",
+            "zero points": not self.symmetric,
+        }
+        if asked := [what for what, is_wrong in wrong.items() if is_wrong]:
+            bits = " or ".join(map(str, holds.groups))
+            grouped = " in groups of 16, 32 or 64" if any(map(any, holds.groups.values())) else ""
+            widths = ", ".join(map(str, holds.rotations))
+            raise SettingError(
+                f"{self.format} holds symmetric weights of {bits} bits{grouped}, rotated by one of {widths}, without "
+                f"outliers; the recipe asks for {', '.join(asked)}."
+            )
+
+    @property
+    def options(self) -> tuple[tuple[int, int], ...]:
+        """Bits and group of the weights that a bit budget chooses among, those of 16 bits apart."""
+        if self.format == OURS:
+            return OPTIONS
+        held = {bits: groups for format in STOCK.values() for bits, groups in format.groups.items()}
+        return tuple(o for o in OPTIONS if o[1] in held.get(o[0], ()) and (self.rotation or not o[1]))
+
+    def rotation_of(self, channels: int) -> int:
+        """By what a single range of so many channels is rotated: in ComfyUI's formats, a power of 4 that divides it."""
+        if self.format == OURS or not self.rotation:
+            return self.rotation
+        return max(width for width in POWERS_OF_4 if gcd(channels, self.rotation) % width == 0)
+
+    def in_format(self, format: str) -> Recipe:
+        """The nearest recipe whose weights a file of that format can hold. Raises SettingError for an unknown one."""
+        if format not in STOCK:
+            return replace(self, format=format)
+        holds = STOCK[format]
+        bits = self.weight_bits if self.weight_bits in holds.groups else next(iter(holds.groups))
+        group = self.group if self.group in holds.groups[bits] else holds.groups[bits][0]
+        rotation = max((width for width in holds.rotations if width <= self.rotation), default=holds.rotations[-1])
+        single = {"outliers": "none", "symmetric": True, "format": format}
+        return replace(self, weight_bits=bits, group=group, rotation=rotation, **single)
 
     def without_data(self) -> Recipe:
         """The nearest recipe that needs no calibration."""
@@ -103,10 +170,17 @@ class Recipe:
 
 GROUPS = {3: (16, 32, 64), 4: (0, 16, 32, 64), 6: (0, 16, 32, 64), 8: (0,)}
 """Bits of weights, and the groups of columns that may share a scale with them."""
+OPTIONS = ((3, 64), (3, 16), (4, 0), (4, 64), (4, 16), (6, 64), (8, 0))
+"""Bits and group of weights among which a bit budget chooses."""
 ROTATIONS = (0, 16, 32, 64, 128, 256)
 MOST_CHUNKS = 100_000
 FLAGS = ("symmetric", "compensate", "frame_weights", "call_weights", "correct_bias")
 OUTLIERS = ("published", "search", "none")
 
-RECIPES = {"w8a8": Recipe(weight_bits=8), "w4a8": Recipe(weight_bits=4)}
+RECIPES = {
+    "w8a8": Recipe(8, rotation=256),
+    "w6a8": Recipe(6, group=16, rotation=256),
+    "w4a8": Recipe(4, group=16, rotation=256),
+    "w3a8": Recipe(3, group=16, rotation=256),
+}
 """Ready-made recipes by name."""

@@ -11,7 +11,8 @@ from qarvd.ops.split import ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
 from qarvd.quantize.fit import fit_grid
 from qarvd.quantize.grid import assemble
-from qarvd.quantize.rounding import ROUNDING, Task, gptq
+from qarvd.quantize.lattice import round_in_order
+from qarvd.quantize.rounding import ROUNDING, Task
 
 
 def plain_gptq(task: Task) -> QuantizedWeight:
@@ -19,7 +20,8 @@ def plain_gptq(task: Task) -> QuantizedWeight:
     target, hessian = task.in_order
     assert hessian is not None
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric)
-    codes = gptq.compensate(target, hessian, grid, task.split.n_outlier)
+    order = hessian.diagonal().argsort(descending=True)
+    codes = round_in_order(target, hessian, order, grid, task.split.n_outlier)
     return assemble(codes, grid, task.split, task.codec)
 
 

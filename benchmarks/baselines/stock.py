@@ -1,7 +1,7 @@
-"""ComfyUI's stock W4A8 (`asym_w4a8_int8`): comfy-kitchen's own quantizer, without data, and its own linear in torch.
+"""ComfyUI's stock formats: comfy-kitchen's own quantizer, without data, and its own linear, in torch on a CPU.
 
-Columns are rotated, 256 wide where that divides; each group of 16 has an 8-bit scale, and codes point into a table of
-16 levels. Tokens are rotated and have 8 bits.
+Columns are rotated, 256 wide where that divides. `asym_w4a8_int8` has an 8-bit scale for each group of 16 and, with 4
+bits, a table of 16 levels; tokens have 8 bits. In `convrot_w4a4` they have 4.
 """
 
 from __future__ import annotations
@@ -9,42 +9,45 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarvd.ops.split import ALIGNMENT
 from qarvd.quantize.model import linear_groups
+from qarvd.recipe import POWERS_OF_4
 
-WIDTHS = (256, 64, 16)
-"""Of the rotation: powers of 4."""
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "w4a8": ("AsymW4A8Int8Layout", {"convrot_groupsize": True}),
+    "w6a8": ("AsymW4A8Int8Layout", {"convrot_groupsize": True, "bits": 6}),
+    "w8a8": ("TensorWiseINT8Layout", {"convrot_groupsize": True, "per_channel": True, "convrot": True}),
+    "w8a8_plain": ("TensorWiseINT8Layout", {"per_channel": True}),
+    "w4a4": ("TensorCoreConvRotW4A4Layout", {"convrot_groupsize": True}),
+}
+"""Layouts, and what they are asked for; True stands for the width of the rotation."""
 
 
 class StockLinear(nn.Module):
-    """A linear in that format."""
+    """A linear in one of those forms."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, form: str) -> None:
         super().__init__()
-        self.kitchen: Any = import_module("comfy_kitchen")
-        self.width = next(width for width in WIDTHS if linear.in_features % width == 0)
-        weight = linear.weight.detach().float()
-        codes, relative, channel, correction, table = self.kitchen.quantize_w4a8_int8_weight(
-            weight, convrot_groupsize=self.width
-        )
-        self.parts, self.correction, self.bias = (codes, relative, channel, table), correction, linear.bias
+        layout, options = FORMS[form]
+        width = next(width for width in reversed(POWERS_OF_4) if linear.in_features % width == 0)
+        options = {key: width if key == "convrot_groupsize" else value for key, value in options.items()}
+        kitchen: Any = import_module("comfy_kitchen.tensor")
+        self.held = kitchen.QuantizedTensor.from_float(linear.weight.detach().float(), layout, **options)
+        self.bias = linear.bias
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is stored, the bias apart."""
-        return sum(part.nbytes for part in (*self.parts, self.correction) if part is not None)
+        return sum(part.nbytes for part in self.held.state_dict("weight").values())
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        out = self.kitchen.w4a8_int8_linear(
-            flat, *self.parts, self.correction, self.bias, convrot_groupsize=self.width, out_dtype=x.dtype
-        )
-        return out.unflatten(0, x.shape[:-1])
+        return F.linear(x.flatten(0, -2), self.held, self.bias).unflatten(0, x.shape[:-1])
 
 
-def quantize(tree: Any, num_layers: int) -> int:
+def quantize(tree: Any, num_layers: int, form: str) -> int:
     """Quantize the tree's linears in place; returns the bytes that they take."""
     stored = 0
     for name in (name for names in linear_groups(num_layers) for name in names):
@@ -52,7 +55,7 @@ def quantize(tree: Any, num_layers: int) -> int:
         if linear.in_features % ALIGNMENT:
             stored += 2 * linear.weight.numel()
             continue
-        made = StockLinear(linear)
+        made = StockLinear(linear, form)
         tree.set_submodule(name, made)
         stored += made.nbytes
     return stored

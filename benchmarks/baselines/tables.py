@@ -10,22 +10,19 @@ from .figures import compare
 MODELS = ("natural", "twin")
 PARTS = {
     "compensation for earlier blocks": ("ours", "without_compensation"),
-    "a second scale": ("ours", "without_dual_scale"),
+    "scales of groups of 16": ("ours", "without_groups"),
+    "a rotation of each range": ("ours", "without_rotation"),
+    "16 roundings of each row, not one": ("ours", "one_rounding_kept"),
+    "a second scale": ("ours", "ours_stock"),
     "... on the channels that are found, not on random ones": ("ours", "random_outliers"),
     "... on those of the search, not of the published detector": ("ours", "detected_outliers"),
-    "zero points": ("ours", "without_zero_points"),
     "weights of chunks and calls": ("ours", "without_weights"),
-    "... those of chunks, beside those of calls": ("ours", "without_frame_weights"),
-    "... those of chunks, without those of calls": ("without_call_weights", "without_weights"),
-    "... those of calls": ("ours", "without_call_weights"),
-    "descent after GPTQ": ("ours", "without_descent"),
     "corrected biases": ("ours", "without_bias_correction"),
-    "a rotation of each range (not in ours)": ("ours_rotated", "ours"),
 }
 """Methods with a part and without it, or with another in its place."""
 BASELINES = (
     "nearest",
-    "stock_w4a8",
+    "stock",
     "rotation",
     "smoothquant",
     "published",
@@ -130,7 +127,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def shown(method: str) -> str:
     """A method's name as people read it."""
-    return method.replace("_", " ").replace("published", "Q-ARVD").replace("w4a8", "W4A8")
+    return method.replace("_", " ").replace("published", "Q-ARVD").replace("w4a4", "W4A4")
 
 
 def ratio_text(ratio: Mapping[str, float], kind: str) -> str:

@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import CheckpointError, ShapeError
+from ..errors import CheckpointError, SettingError, ShapeError
 from ..files import replacing
 from ..ops.linear import QuantizedLinear
-from ..recipe import Recipe
+from ..recipe import OURS, STOCK, Recipe
 from ..stream.presets import PRESETS, Preset, find_preset
 from ..wan.config import WanConfig
 from ..wan.tree import WanTree
-from .quantized import quantized_names, read_linear, write_linear
+from .quantized import MARKER, declared, quantized_names, read_linear, write_linear
 from .read import STATISTICS, Contents, read
 from .write import save_file
 
@@ -43,6 +43,8 @@ class Model:
     recipe: Recipe | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
     """The rest of the file's `qarvd` metadata."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """The format in which the file holds each quantized linear."""
 
     @property
     def preset(self) -> Preset:
@@ -115,7 +117,8 @@ def assemble(
 
     `transformer` is the file's `config["transformer"]`. Raises as `load` does.
     """
-    weights = {name: read_linear(name, tensors) for name in quantized_names(tensors)}
+    formats = {name: str(declared(tensors[f"{name}.{MARKER}"]).get("format")) for name in quantized_names(tensors)}
+    weights = {name: read_linear(name, tensors) for name in formats}
     shapes = {key: tuple(t.shape) for key, t in tensors.items()}
     shapes |= {f"{name}.weight": weight.shape for name, weight in weights.items()}
     config = WanConfig.from_shapes(shapes, transformer)
@@ -136,7 +139,7 @@ def assemble(
         tree.set_submodule(name, QuantizedLinear(weight, tensors.get(f"{name}.bias")))
     tree.load_state_dict(tensors, strict=True, assign=True)
     tree.requires_grad_(False).eval()
-    return Model(tree, config, family, {key: t.dtype for key, t in tensors.items()}, recipe, notes or {})
+    return Model(tree, config, family, {key: t.dtype for key, t in tensors.items()}, recipe, notes or {}, formats)
 
 
 def _unknown_family(quantized: bool) -> str:
@@ -177,12 +180,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def state_tensors(model: Model) -> dict[str, Tensor]:
-    """All tensors of the file, in the file's dtypes; matrices that came in float32 become bfloat16."""
+def state_tensors(model: Model, stock: bool = False) -> dict[str, Tensor]:
+    """All tensors of the file, in the file's dtypes; matrices that came in float32 become bfloat16.
+
+    Quantized linears are in our formats, or, `stock`, in ComfyUI's own; raises SettingError where those can't hold one.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in model.tree.named_modules():
         if isinstance(module, QuantizedLinear):
-            tensors.update(write_linear(name, module.weight))
+            tensors.update(write_linear(name, module.weight, stock))
     for key, tensor in model.tree.state_dict().items():
         tensors[key] = tensor.to(written_dtype(model, key, tensor))
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -195,9 +201,26 @@ def written_dtype(model: Model, key: str, tensor: Tensor) -> torch.dtype:
     return torch.bfloat16 if matrix and dtype == torch.float32 else dtype
 
 
-def save(model: Model, path: Path) -> None:
-    """Write `model` as safetensors, to a temporary name first. Raises SettingError where that cannot be done."""
-    tensors = state_tensors(model)
+def stored_tensors(model: Model, format: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a file in that format, or in that of the model's recipe.
+
+    Raises SettingError where the format can't hold the model's linears.
+    """
+    format = format or (OURS if model.recipe is None else model.recipe.format)
+    tensors = state_tensors(model, format in STOCK)
+    held = {declared(tensor).get("format") for key, tensor in tensors.items() if key.endswith(f".{MARKER}")}
+    if format in STOCK and format not in held:
+        why = f"has the bits of {' and '.join(sorted(map(str, held)))}" if held else "is in full precision"
+        raise SettingError(f"The model {why}. For a file in {format}, quantize it with a recipe of that format.")
+    return tensors
+
+
+def save(model: Model, path: Path, format: str | None = None) -> None:
+    """Write `model` as safetensors, to a temporary name first. Raises SettingError where that cannot be done.
+
+    `format` is that of the model's recipe, if not another one that can hold it.
+    """
+    tensors = stored_tensors(model, format)
     versions = {"qarvd": __version__, "torch": version("torch"), "format": FORMAT}
     about = {**described(model, tensors), "versions": versions}
     metadata = {**common_metadata(model, path), "qarvd": json.dumps(about)}

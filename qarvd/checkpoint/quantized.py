@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from ..errors import CheckpointError, ShapeError
 from ..ops.codecs import CODECS
 from ..ops.split import ChannelSplit
 from ..ops.weight import LEAST_RATIO, QuantizedWeight
+from ..recipe import STOCK
+from .stock import read_stock, stock_parts
 
 MARKER = "comfy_quant"
 FORMATS = {codec.format: codec for codec in CODECS.values()}
@@ -27,7 +30,8 @@ _DTYPES = {
     _GROUPS: torch.float8_e4m3fn,
     _TABLE: torch.float32,
 }
-"""Beside scales of groups, row scales are bfloat16."""
+_ALSO = {_SCALE: torch.bfloat16, _GROUPS: torch.float32}
+"""Beside scales of groups: row scales are bfloat16 where that loses nothing, and those of groups may be wider."""
 TENSORS = (_WEIGHT, *_DTYPES, MARKER)
 """Ends of the names of the tensors that store a linear, but for its bias."""
 
@@ -35,7 +39,7 @@ TENSORS = (_WEIGHT, *_DTYPES, MARKER)
 def stored_parts(weight: QuantizedWeight) -> dict[str, Tensor]:
     """The tensors that store a weight, the marker apart, by the ends of their names."""
     split, made = weight.split, {_WEIGHT: weight.codes}
-    made[_SCALE] = weight.scale.bfloat16() if weight.codec.group else weight.scale
+    made[_SCALE] = weight.stored_scale
     made[_OUTLIERS] = torch.tensor(split.outliers, dtype=torch.int32)
     if split.rotation:
         made[_ROTATION] = torch.tensor([split.rotation], dtype=torch.int32)
@@ -43,26 +47,29 @@ def stored_parts(weight: QuantizedWeight) -> dict[str, Tensor]:
     return made | {part: tensor for part, tensor in others if tensor is not None}
 
 
-def write_linear(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that store one quantized linear, its bias apart."""
-    for part, tensor in stored_parts(weight).items():
+def write_linear(name: str, weight: QuantizedWeight, stock: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that store one quantized linear, its bias apart; `stock`: in one of ComfyUI's own formats.
+
+    Raises SettingError, naming the linear, for a weight that those can't hold.
+    """
+    if stock:
+        parts, marker = stock_parts(name, weight)
+    else:
+        parts, marker = stored_parts(weight), {"format": weight.codec.format}
+    for part, tensor in parts.items():
         yield f"{name}.{part}", tensor
-    yield f"{name}.{MARKER}", format_marker(weight.codec.format)
+    yield f"{name}.{MARKER}", torch.tensor(list(json.dumps(marker).encode()), dtype=torch.uint8)
 
 
-def format_marker(name: str) -> Tensor:
-    """What ComfyUI looks for beside a weight that is stored in the format `name`."""
-    return torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
-
-
-def declared(marker: Tensor) -> str | None:
-    """The format that a linear's marker names; None where it is not such as ComfyUI writes."""
-    if marker.dtype != torch.uint8:
-        return None
+def declared(marker: Tensor | None) -> dict[str, Any]:
+    """What a linear's marker says; nothing, where there is none or not such as ComfyUI writes."""
+    if marker is None or marker.dtype != torch.uint8:
+        return {}
     try:
-        return str(json.loads(bytes(marker.tolist()))["format"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(bytes(marker.tolist()))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("format"), str) else {}
 
 
 def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -72,13 +79,16 @@ def quantized_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     """Take one quantized linear's tensors out of `tensors`. Raises CheckpointError where they are not as specified."""
-    format = declared(tensors.pop(f"{name}.{MARKER}"))
-    if format is None:
+    marker = declared(tensors.pop(f"{name}.{MARKER}"))
+    if not marker:
         raise CheckpointError(f"{name}.{MARKER} does not name a format; the file is damaged.")
+    format = marker["format"]
+    if format in STOCK:
+        return read_stock(name, marker, tensors)
     if format not in FORMATS:
         raise CheckpointError(
-            f"{name} is stored as {format!r}, and qarvd reads {', '.join(FORMATS)}: open the file with ComfyUI's "
-            "own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
+            f"{name} is stored as {format!r}; qarvd reads its own formats and {' and '.join(STOCK)}. Open the file "
+            "with ComfyUI's own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
     codec = FORMATS[format]
     needed = (_WEIGHT, _SCALE, _OUTLIERS, *([_GROUPS] if codec.group else ()), *([_TABLE] if codec.has_table else ()))
@@ -89,10 +99,11 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
         )
     codes = tensors.pop(f"{name}.{_WEIGHT}")
     parts = {part: tensors.pop(f"{name}.{part}", None) for part in _DTYPES}
-    dtypes = _DTYPES | {_WEIGHT: codec.stored} | ({_SCALE: torch.bfloat16} if codec.group else {})
+    dtypes = _DTYPES | {_WEIGHT: codec.stored}
     for part, tensor in {_WEIGHT: codes, **parts}.items():
-        if tensor is not None and tensor.dtype != dtypes[part]:
-            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {dtypes[part]}.")
+        also = _ALSO.get(part) if codec.group else None
+        if tensor is not None and tensor.dtype not in (dtypes[part], also):
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {also or dtypes[part]}.")
     scale, outliers, rotation, groups = parts[_SCALE], parts[_OUTLIERS], parts[_ROTATION], parts[_GROUPS]
     assert scale is not None and outliers is not None
     if codes.ndim != 2 or outliers.ndim != 1 or (rotation is not None and rotation.shape != (1,)):

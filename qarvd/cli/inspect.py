@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if model.recipe:
         print(f"recipe      {model.recipe.to_json()}")
     if quantized:
-        print(text_table([linear_row(name, weight) for name, weight in quantized.items()]))
+        print(text_table([linear_row(name, model.formats[name], weight) for name, weight in quantized.items()]))
     if not known:
         print(text_table([preset_row(name) for name in fitting_presets(model.config)]))
 
@@ -89,11 +89,11 @@ def tensors_text(model: Model, quantized: Mapping[str, QuantizedWeight]) -> str:
     return f"{len(quantized)} quantized linears of {weight_bits(model.tree):.2f} bits a weight; others: {counts}"
 
 
-def linear_row(name: str, weight: QuantizedWeight) -> dict[str, object]:
+def linear_row(name: str, format: str, weight: QuantizedWeight) -> dict[str, object]:
     """A quantized linear as a row of the table."""
     return {
         "linear": name,
-        "format": weight.codec.format,
+        "format": format,
         "in": weight.shape[1],
         "out": weight.shape[0],
         "outliers": weight.split.n_outlier,

@@ -21,7 +21,7 @@ from ..jobs.time_budget import CHOOSING, FITTING
 from ..jobs.work import Work
 from ..quantize.model import LayerReport, linear_groups
 from ..quantize.rounding import ROUNDING
-from ..recipe import GROUPS, OUTLIERS, RECIPES, ROTATIONS, Recipe
+from ..recipe import FORMATS, GROUPS, OUTLIERS, RECIPES, ROTATIONS, STOCK, Recipe
 from ..report.tables import by_choice, by_kind, size_text, text_table
 from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration, wanted_plan
 from .common import add_model, check_out, load_model, model_path, place, say
@@ -33,20 +33,25 @@ OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
-    parser.add_argument("--recipe", choices=RECIPES, default="w8a8", help="the bits of weights and activations (w8a8)")
-    parser.add_argument("--bits", type=int, choices=GROUPS, help="bits of a weight (the recipe's)")
+    parser.add_argument("--recipe", choices=RECIPES, help="the bits of weights and activations (w8a8)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="the file's format. asym_w4a8_int8 (4 or 6 bits) and int8_tensorwise (8 bits) are ComfyUI's own: it loads "
+        "them without this pack, and they have no second scale (qarvd)",
+    )
     parser.add_argument(
         "--group",
         type=int,
         choices=GROUPS[4],
-        help="columns of a row that share a scale, for weights of fewer than 8 bits; their codes point into a table of "
-        "levels. 0: the whole row shares one scale (0)",
+        help="columns of a row that share a scale, for weights of fewer than 8 bits: fewer make a larger and better "
+        "file. 0: the whole row shares one (the recipe's: 16)",
     )
     parser.add_argument(
         "--rotation",
         type=int,
         choices=ROTATIONS,
-        help="rotate the inputs of linears by Hadamard matrices of this width; 256 lowers the error most (0: not)",
+        help="rotate the inputs of linears by Hadamard matrices of this width; 0: not (the recipe's: 256)",
     )
     parser.add_argument(
         "--rounding", choices=ROUNDING, help="how weights are rounded (gptq with calibration, nearest without)"
@@ -110,15 +115,35 @@ def wanted(args: argparse.Namespace) -> Recipe:
         raise SettingError(f"--data-free means no calibration, but {needs(data)} it; drop one.")
     if args.single_scale and args.outliers:
         raise SettingError(f"--single-scale and --outliers {args.outliers} were both given; drop one.")
-    options = {"symmetric": args.symmetric, "target": args.target, "stream_chunks": args.stream_chunks}
-    chosen = {"weight_bits": args.bits, "group": args.group, "rotation": args.rotation}
+    options = {"target": args.target, "stream_chunks": args.stream_chunks}
+    options |= {"symmetric": True} if args.symmetric else {}
+    recipe = in_format(args)
+    chosen = {"group": args.group, "rotation": args.rotation}
     options |= {name: value for name, value in chosen.items() if value is not None}
-    recipe = replace(RECIPES[args.recipe], **options)
+    recipe = replace(recipe, **options)
     if args.rounding:
         recipe = replace(recipe, rounding=args.rounding)
     if args.outliers or args.single_scale:
         recipe = replace(recipe, outliers="none" if args.single_scale else args.outliers)
     return recipe.without_data() if args.data_free else recipe
+
+
+def in_format(args: argparse.Namespace) -> Recipe:
+    """The ready-made recipe for the format. Raises SettingError where one was named that the format can't hold."""
+    recipe = RECIPES[args.recipe or "w8a8"]
+    if args.format is None:
+        return recipe
+    if args.recipe is None and args.format in STOCK:
+        bits = next(iter(STOCK[args.format].groups))
+        recipe = RECIPES[f"w{bits}a8"]
+    made = recipe.in_format(args.format)
+    if made.weight_bits != recipe.weight_bits:
+        bits = " or ".join(map(str, STOCK[args.format].groups))
+        raise SettingError(
+            f"{args.format} holds weights of {bits} bits, but --recipe {args.recipe} has {recipe.weight_bits}; drop "
+            "one of them."
+        )
+    return made
 
 
 def needing_data(args: argparse.Namespace) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from math import ceil
 
 from ..calibrate.rollout import Rollout, Setting
 from ..checkpoint.model import Model, written_dtype
 from ..errors import SettingError
+from ..ops.codecs import codec_of
 from ..quantize.budget import Allocation, Option, allocate, parse_target
-from ..quantize.model import LayerReport, linear_groups, reason_to_keep
+from ..quantize.model import WIDE, LayerReport, codec_at, linear_groups, reason_to_keep
 from ..quantize.sensitivity import option_errors
 from ..recipe import Recipe
 from .calibrate import identity
@@ -27,10 +29,10 @@ class Choice:
     """The bits of each group of linears that share an input, and what each option would cost in error."""
 
     allocation: Allocation[Names]
-    effects: dict[Names, dict[int, float]]
+    effects: dict[Names, dict[str, float]]
 
     @property
-    def bits(self) -> dict[str, int]:
+    def bits(self) -> dict[str, str]:
         """By name of linear."""
         return {name: bits for names, bits in self.allocation.bits.items() for name in names}
 
@@ -48,7 +50,7 @@ def choose_bits(
     recipe: Recipe,
     on_call: Callable[[], object] = lambda: None,
 ) -> Choice:
-    """Measure what 4 and 8 bits do to every group, and choose. Raises SettingError for a size that cannot be met."""
+    """Measure what each option does to every group, and choose. Raises SettingError for a size that cannot be met."""
     effects = option_errors(model.tree, setting, rollouts, weights, recipe, on_call=on_call)
     return Choice(allocate(*_options(model, recipe, effects)), effects)
 
@@ -62,13 +64,20 @@ def check_target(model: Model, recipe: Recipe) -> None:
         return
     identity(model)
     kinds = {names: model.tree.get_parameter(f"{names[0]}.weight") for names in linear_groups(model.config.num_layers)}
-    free = {names for names, weight in kinds.items() if not reason_to_keep(names, weight.shape[1], recipe)}
-    allocate(*_options(model, recipe, {names: {4: 0.0, 8: 0.0} for names in free}))
+    effects = {
+        names: {
+            codec.label: 0.0
+            for codec in starmap(codec_of, recipe.options)
+            if not reason_to_keep(names, weight.shape[1], recipe, codec)
+        }
+        for names, weight in kinds.items()
+    }
+    allocate(*_options(model, recipe, effects))
 
 
 def _options(
-    model: Model, recipe: Recipe, effects: Mapping[Names, Mapping[int, float]]
-) -> tuple[dict[Names, dict[int, Option]], float]:
+    model: Model, recipe: Recipe, effects: Mapping[Names, Mapping[str, float]]
+) -> tuple[dict[Names, dict[str, Option]], float]:
     """What every group of linears could be, and the bytes there are for all of them."""
     assert recipe.target is not None
     target = parse_target(recipe.target)
@@ -84,8 +93,8 @@ def _options(
         capacity = target.bytes - others
     options = {
         names: {
-            16: Option(group.wide, 0.0),
-            **{b: Option(group.nbytes(b, recipe.group_at(b)), error) for b, error in effects.get(names, {}).items()},
+            WIDE: Option(group.wide, 0.0),
+            **{bits: Option(group.nbytes(bits, recipe), error) for bits, error in effects.get(names, {}).items()},
         }
         for names, group in groups.items()
     }
@@ -128,7 +137,13 @@ class _Group:
     def numel(self) -> int:
         return self.rows * self.channels
 
-    def nbytes(self, bits: int, group: int) -> int:
+    def nbytes(self, bits: str, recipe: Recipe) -> int:
         """At most: two scales and two zero points a row, half of the channels listed as outliers, groups' scales."""
-        groups = self.numel // group + self.linears * 4 * 2**bits if group else 0
-        return self.numel * bits // 8 + self.rows * 2 * (4 + 1) + self.linears * (self.channels // 2) * 4 + groups
+        codec = codec_at(bits)
+        assert codec is not None
+        if codec.group:
+            rows, groups = self.rows * 2 * 2, self.numel // codec.group + self.linears * 4 * len(codec.table)
+        else:
+            rows, groups = self.rows * 2 * (4 + (not recipe.symmetric)), 0
+        listed = 0 if recipe.outliers == "none" else self.linears * (self.channels // 2) * 4
+        return self.numel * codec.bits // 8 + rows + listed + groups

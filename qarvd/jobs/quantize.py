@@ -164,7 +164,7 @@ def recall_choice(work: Work | None) -> Choice | None:
     if found is None:
         return None
     groups = [(tuple(names), bits, effects) for names, bits, effects in found.pop("groups")]
-    effects = {names: {int(b): error for b, error in effect.items()} for names, _, effect in groups if effect}
+    effects = {names: effect for names, _, effect in groups if effect}
     return Choice(Allocation({names: bits for names, bits, _ in groups}, **found), effects)
 
 

@@ -192,7 +192,7 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 def report_from(values: Mapping[str, Any]) -> LayerReport:
     """A report as JSON gives it back."""
     fixed: dict[str, Any] = {"shape": tuple(values["shape"])}
-    for key in ("tried", "effects"):
-        if values.get(key):
-            fixed[key] = {int(number): error for number, error in values[key].items()}
+    if values.get("tried"):
+        fixed["tried"] = {int(number): error for number, error in values["tried"].items()}
+    fixed["bits"] = str(values["bits"])  # a number in files of older versions
     return LayerReport(**{**values, **fixed})

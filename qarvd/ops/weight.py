@@ -84,10 +84,17 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored, the list of outliers included; row scales beside those of groups take two."""
-        scale = self.scale.nbytes // (2 if self.codec.group else 1)
-        others = (self.zero, self.group_scale, self.table)
-        return self.codes.nbytes + scale + sum(t.nbytes for t in others if t is not None) + 4 * self.split.n_outlier
+        """Bytes of all that is stored, the list of outliers included."""
+        parts = (self.codes, self.stored_scale, self.zero, self.group_scale, self.table)
+        return sum(t.nbytes for t in parts if t is not None) + 4 * self.split.n_outlier
+
+    @property
+    def stored_scale(self) -> Tensor:
+        """`scale` as files hold it: bfloat16 beside scales of groups, where that loses nothing."""
+        if not self.codec.group:
+            return self.scale
+        narrow = self.scale.bfloat16()
+        return narrow if narrow.is_meta or torch.equal(narrow.float(), self.scale) else self.scale
 
     @property
     def columns(self) -> Columns:

@@ -32,7 +32,7 @@ def quantize_blockwise(
     rollouts: Sequence[Rollout],
     weights: Sequence[Sequence[float]],
     recipe: Recipe,
-    bits: Mapping[str, int] | None = None,
+    bits: Mapping[str, str] | None = None,
     offload: OffloadAllocator | None = None,
     memory: Memory | None = None,
     on_layer: Callable[[str], object] = lambda name: None,

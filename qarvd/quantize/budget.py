@@ -1,4 +1,4 @@
-"""Choose a bit-width for every group of linears so that the model meets a size at the least error.
+"""Choose how to store every group of linears so that the model meets a size at the least error.
 
 A multiple-choice knapsack, solved exactly: groups join one by one, and of all choices for those so far the ones remain
 that no other beats in both bytes and error.
@@ -28,7 +28,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Option:
-    """What a group takes and costs at one bit-width."""
+    """What a group takes and costs, stored in one way."""
 
     nbytes: int
     error: float
@@ -38,7 +38,7 @@ class Option:
 class Allocation(Generic[Key]):
     """The bits of every group, and what they take and cost together."""
 
-    bits: Mapping[Key, int]
+    bits: Mapping[Key, str]
     nbytes: int
     error: float
 
@@ -54,7 +54,7 @@ def parse_target(text: str) -> Target:
     return Target(bytes=number * UNITS[unit]) if unit in UNITS else Target(bits=number)
 
 
-def allocate(options: Mapping[Key, Mapping[int, Option]], capacity: float) -> Allocation[Key]:
+def allocate(options: Mapping[Key, Mapping[str, Option]], capacity: float) -> Allocation[Key]:
     """Pick an option, by bits, for every group, of at most `capacity` bytes together and of the least error.
 
     Raises SettingError where not even the smallest options fit, and, naming the group, where an error is not finite.
@@ -92,7 +92,7 @@ class _Start(NamedTuple):
 
     nbytes: int
     error: float
-    bits: int = 0
+    bits: str = ""
     """Of the last of these groups."""
     before: _Start | None = None
     """The choice for the groups before it."""

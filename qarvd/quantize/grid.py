@@ -63,6 +63,24 @@ class Grid:
         found = torch.searchsorted(self.groups.between[group], place[:, None])
         return self.groups.levels[:, group].gather(1, found)[:, 0]
 
+    def two_nearest(self, place: Tensor, column: int) -> tuple[Tensor, Tensor]:
+        """The code nearest to `place` [rows, some] and the next on its other side; the same again beyond the last."""
+        if self.groups is None:
+            first = place.round().clamp(self.low, self.high)
+            return first, torch.where(place > first, first + 1, first - 1).clamp(self.low, self.high)
+        group = column // self.groups.size
+        levels = self.groups.levels[:, group]
+        found = torch.searchsorted(self.groups.between[group], place.contiguous())
+        first = levels.gather(1, found)
+        other = torch.where(place > first, found + 1, found - 1).clamp_(0, levels.shape[1] - 1)
+        return first, levels.gather(1, other)
+
+    def of_rows(self, rows: Tensor) -> Grid:
+        """The grid of some rows, by their numbers."""
+        zero = None if self.zero is None else self.zero[rows]
+        groups = None if self.groups is None else replace(self.groups, scale=self.groups.scale[rows])
+        return replace(self, scale=self.scale[rows], zero=zero, groups=groups)
+
     def all_nearest(self, place: Tensor) -> Tensor:
         """The same of all columns, `place` [rows, in]."""
         if self.groups is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..calibrate.stats import LayerStats
 from ..errors import CheckpointError, SettingError
 from ..float64 import float64_device
-from ..ops.codecs import Codec, codec_of
+from ..ops.codecs import CODECS, Codec, codec_of
 from ..ops.linear import QuantizedLinear
 from ..ops.split import ALIGNMENT, ChannelSplit
 from ..recipe import Recipe
@@ -25,6 +25,9 @@ from .rounding import ROUNDING, Task
 from .rounding.task import ENOUGH
 from .search import search_split
 
+WIDE = "16"
+"""The bits of a linear that stays in full precision."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -33,7 +36,8 @@ class LayerReport:
     name: str
     shape: tuple[int, int]
     n_outlier: int
-    bits: int
+    bits: str
+    """Of its codes, such as "8", or "4g16" in groups of 16."""
     nbytes: int
     relative_error: float
     """Squared error of the dequantized weight over the squared weight."""
@@ -43,8 +47,8 @@ class LayerReport:
     """Estimated relative output error by number of outlier channels, where that was searched."""
     kept: str | None = None
     """Why it stayed in 16 bits, or None."""
-    effects: Mapping[int, float] | None = None
-    """Where a bit budget chose: estimated error of the prediction with these linears alone at so many bits."""
+    effects: Mapping[str, float] | None = None
+    """Where a bit budget chose: estimated error of the prediction with these linears alone at so many `bits`."""
 
 
 def linear_groups(num_layers: int) -> Iterator[tuple[str, ...]]:
@@ -71,10 +75,15 @@ def weight_bits(tree: nn.Module) -> float:
     return sum(8 * w.nbytes for w in weights) / sum(prod(w.shape) for w in weights) if weights else 16.0
 
 
+def codec_at(bits: str) -> Codec | None:
+    """The codec that a report's `bits` name; None for full precision."""
+    return None if bits == WIDE else CODECS[f"int{bits}"]
+
+
 def choose_split(weights: Sequence[Tensor], recipe: Recipe, codec: Codec) -> ChannelSplit:
     """The outlier channels that linears with one input share, without knowing the input."""
     if recipe.outliers == "none":
-        return ChannelSplit(weights[0].shape[1], rotation=recipe.rotation)
+        return ChannelSplit(weights[0].shape[1], rotation=recipe.rotation_of(weights[0].shape[1]))
     return replace(published_split(*weights, unit=max(ALIGNMENT, codec.group)), rotation=recipe.rotation)
 
 
@@ -91,12 +100,17 @@ def quantize_tree(
     reports = []
     for names in linear_groups(num_layers):
         linears = [linear_of(tree, name) for name in names]
-        for linear, report in quantize_group(names, linears, recipe, recipe.weight_bits):
+        for linear, report in quantize_group(names, linears, recipe, recipe_codec(recipe)):
             if linear is not None:
                 tree.set_submodule(report.name, linear)
             reports.append(report)
             on_layer(report.name)
     return reports
+
+
+def recipe_codec(recipe: Recipe) -> Codec:
+    """How linears are stored where no bit budget chooses."""
+    return codec_of(recipe.weight_bits, recipe.group)
 
 
 def check_recipe(recipe: Recipe, num_layers: int) -> None:
@@ -116,29 +130,28 @@ def quantize_group(
     names: Sequence[str],
     linears: Sequence[nn.Linear],
     recipe: Recipe,
-    bits: int,
+    codec: Codec | None,
     stats: LayerStats | None = None,
     clips: int = ENOUGH,
     sample_tokens: float = 1.0,
 ) -> list[tuple[QuantizedLinear | None, LayerReport]]:
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
-    `bits` 16 keeps them; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`. Fitting
-    to `stats` takes float64, so for a device without it the results are on the CPU.
+    Without a `codec` all stay; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`.
+    Fitting to `stats` takes float64, so for a device without it the results are on the CPU.
     """
     precise = float64_device(linears[0].weight.device)
     if stats is not None and linears[0].weight.device != precise:
         linears, stats = [copy.deepcopy(linear).to(precise) for linear in linears], stats.to(precise)
     weights = [linear.weight for linear in linears]
-    reason = reason_to_keep(names, weights[0].shape[1], recipe, bits)
-    if bits == 16:
-        reason = "given 16 bits by the bit budget"
-    if reason:
+    reason = "given 16 bits by the bit budget"
+    if codec is not None:
+        reason = reason_to_keep(names, weights[0].shape[1], recipe, codec)
+    if codec is None or reason:
         return [
-            (None, LayerReport(name, (len(w), w.shape[1]), 0, 16, 2 * w.numel(), 0.0, kept=reason))
+            (None, LayerReport(name, (len(w), w.shape[1]), 0, WIDE, 2 * w.numel(), 0.0, kept=reason))
             for name, w in zip(names, weights, strict=True)
         ]
-    codec = codec_of(bits, recipe.group_at(bits))
     tried = None
     if recipe.outliers == "search" and stats is not None:
         search = search_split(weights, stats, codec, recipe.symmetric, recipe.rotation)
@@ -160,7 +173,7 @@ def quantize_group(
             name,
             quantized.shape,
             split.n_outlier,
-            bits,
+            codec.label,
             quantized.nbytes,
             relative_error(linear.weight, restored),
             output_error,
@@ -190,11 +203,11 @@ def relative_error(weight: Tensor, other: Tensor) -> float:
     return float(((weight - other).square().sum() / weight.square().sum()).nan_to_num())
 
 
-def reason_to_keep(names: Sequence[str], channels: int, recipe: Recipe, bits: int | None = None) -> str | None:
-    """Why linears with one input cannot be quantized (to other `bits` than the recipe's), or None."""
+def reason_to_keep(names: Sequence[str], channels: int, recipe: Recipe, codec: Codec) -> str | None:
+    """Why linears with one input cannot be quantized so, or None."""
     if set(names) & set(recipe.keep):
         return "kept by the recipe"
-    unit = max(ALIGNMENT, recipe.group_at(recipe.weight_bits if bits is None else bits))
+    unit = max(ALIGNMENT, codec.group)
     if channels % unit:
         return f"its {channels} input channels are not a multiple of {unit}"
     return None

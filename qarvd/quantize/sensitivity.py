@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..calibrate.collect import refusing_overflow
 from ..calibrate.rollout import Call, Rollout, Setting
 from ..errors import CheckpointError
 from ..float64 import to_float64
+from ..ops.codecs import Codec, codec_of
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
@@ -41,25 +43,34 @@ def option_errors(
     rollouts: Sequence[Rollout],
     weights: Sequence[Sequence[float]],
     recipe: Recipe,
-    options: Sequence[int] = (4, 8),
+    codecs: Sequence[Codec] | None = None,
     on_call: Callable[[], object] = lambda: None,
-) -> dict[Names, dict[int, float]]:
+) -> dict[Names, dict[str, float]]:
     """Frame-weighted squared error of the predicted clean latents with one group of linears quantized: by group, bits.
 
-    Linears are rounded to nearest, activations are quantized as at run time. Groups that the recipe keeps are left out.
+    `codecs` are the recipe's options. Linears are rounded to nearest, activations are quantized as at run time. What
+    the recipe keeps, or no codec can store, is left out.
     `on_call` is called before each model call. Raises CheckpointError, naming the layer, where an effect becomes NaN or
     infinite.
     """
     groups = {names: [linear_of(tree, name) for name in names] for names in linear_groups(setting.config.num_layers)}
-    groups = {n: ls for n, ls in groups.items() if not reason_to_keep(n, ls[0].in_features, recipe)}
-    sums = {names: dict.fromkeys(options, 0.0) for names in groups}
+    options = list(starmap(codec_of, recipe.options)) if codecs is None else codecs
+    variants = {
+        (names, codec.label): _nearest(names, linears, recipe, codec)
+        for names, linears in groups.items()
+        for codec in options
+        if not reason_to_keep(names, linears[0].in_features, recipe, codec)
+    }
+    sums: dict[Names, dict[str, float]] = {}
+    for names, bits in variants:
+        sums.setdefault(names, {})[bits] = 0.0
     generator = torch.Generator().manual_seed(0)
     denoising = [call for rollout in rollouts for call in _measurable(rollout, setting)]
     effects = [weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2 for call in denoising]
     counted = {
         id(call): weight for call, weight in zip(denoising, draw_calls(effects, generator), strict=True) if weight
     }
-    with _watched(groups, recipe, options) as dots:
+    with _watched({names: groups[names] for names in sums}, variants) as dots:
         for rollout in rollouts:
             replay = _Replay(tree, setting, rollout)
             for call in rollout.calls:
@@ -93,7 +104,7 @@ def _measurable(rollout: Rollout, setting: Setting) -> list[Call]:
     return [call for call in rollout.calls if last.get(call.chunk) is not call]
 
 
-def _check(dots: dict[tuple[Names, int], Tensor], replay: _Replay, call: Call) -> None:
+def _check(dots: dict[tuple[Names, str], Tensor], replay: _Replay, call: Call) -> None:
     """Raise CheckpointError, naming the layer where it began, where `call` had effects that are not finite."""
     bad = next((names for (names, _), dot in dots.items() if not torch.isfinite(dot).all()), None)
     if bad is None:
@@ -108,11 +119,10 @@ def _check(dots: dict[tuple[Names, int], Tensor], replay: _Replay, call: Call) -
 
 @contextmanager
 def _watched(
-    groups: dict[Names, list[nn.Linear]], recipe: Recipe, options: Sequence[int]
-) -> Iterator[dict[tuple[Names, int], Tensor]]:
+    groups: dict[Names, list[nn.Linear]], variants: dict[tuple[Names, str], list[QuantizedLinear]]
+) -> Iterator[dict[tuple[Names, str], Tensor]]:
     """A table that fills, while gradients flow, with r^T J d [batch] by group and bits."""
-    dots: dict[tuple[Names, int], Tensor] = {}
-    variants = {(n, b): _nearest(n, linears, recipe, b) for n, linears in groups.items() for b in options}
+    dots: dict[tuple[Names, str], Tensor] = {}
 
     def watch(names: Names, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -121,10 +131,11 @@ def _watched(
             x, y = inputs[0].detach(), output.detach()
 
             def arrived(gradient: Tensor) -> None:
-                for b in options:
-                    error = variants[names, b][index].to(x.device)(x) - y
-                    dot = (gradient.float() * error.float()).flatten(1).sum(1)
-                    dots[names, b] = dots.get((names, b), torch.zeros_like(dot)) + dot
+                for key, linears in variants.items():
+                    if key[0] == names:
+                        error = linears[index].to(x.device)(x) - y
+                        dot = (gradient.float() * error.float()).flatten(1).sum(1)
+                        dots[key] = dots.get(key, torch.zeros_like(dot)) + dot
 
             output.register_hook(arrived)
 
@@ -142,9 +153,9 @@ def _watched(
             hook.remove()
 
 
-def _nearest(names: Names, linears: Sequence[nn.Linear], recipe: Recipe, bits: int) -> list[QuantizedLinear]:
+def _nearest(names: Names, linears: Sequence[nn.Linear], recipe: Recipe, codec: Codec) -> list[QuantizedLinear]:
     with torch.no_grad():
-        results = quantize_group(names, linears, recipe.without_data(), bits)
+        results = quantize_group(names, linears, recipe.without_data(), codec)
     return [linear for linear, _ in results if linear is not None]
 
 

@@ -14,7 +14,7 @@ from ..calibrate.rollout import Call, Rollout, Setting
 from ..ops.linear import QuantizedLinear
 from ..recipe import Recipe
 from ..wan.forward import Embedded, embed, times_and_positions
-from .model import LayerReport, quantize_group
+from .model import LayerReport, codec_at, quantize_group, recipe_codec
 
 Results = list[tuple[QuantizedLinear | None, LayerReport]]
 """What became of linears that share an input."""
@@ -51,8 +51,8 @@ class Walk:
     """Of each call's errors, [chunks][calls]."""
     clips: int
     recipe: Recipe
-    bits: Mapping[str, int]
-    """By name of linear, if not the recipe's."""
+    bits: Mapping[str, str]
+    """By name of linear (`LayerReport.bits`), if not the recipe's."""
     memory: Memory
     on_layer: Callable[[str], object]
     on_call: Callable[[], object]
@@ -78,9 +78,9 @@ class Walk:
         if recalled is None:
             collector = Collector(names, tokens)
             collect(collector)
-            bits = self.bits.get(names[0], self.recipe.weight_bits)
+            codec = codec_at(self.bits[names[0]]) if self.bits else recipe_codec(self.recipe)
             stats, sample_tokens = collector.result(), collector.sample_tokens
-            results = quantize_group(names, full, self.recipe, bits, stats, self.clips, sample_tokens)
+            results = quantize_group(names, full, self.recipe, codec, stats, self.clips, sample_tokens)
             self.memory.keep(names, results)
         else:
             results = recalled

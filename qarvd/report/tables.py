@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from ..quantize.model import LayerReport
 
@@ -38,7 +39,7 @@ def by_kind(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
             "number": len(group),
             "in": group[0].shape[1],
             "out": group[0].shape[0],
-            "bits (mean)": sum(r.bits for r in group) / len(group),
+            "bits a weight": 8 * sum(r.nbytes for r in group) / sum(prod(r.shape) for r in group),
             "outliers (mean)": sum(r.n_outlier for r in group) / len(group),
             "outliers (most)": max(r.n_outlier for r in group),
             "weight error": sum(r.relative_error for r in group) / len(group),
@@ -58,6 +59,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def by_choice(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
     """What a bit budget gave each group of linears that share an input, and what other choices would have cost."""
+    options = next((tuple(report.effects) for report in reports if report.effects), ())
     groups: dict[tuple[object, ...], list[LayerReport]] = {}
     for report in reports:
         groups.setdefault((report.name.rsplit(".", 1)[0], *(report.effects or {}).values()), []).append(report)
@@ -65,7 +67,7 @@ def by_choice(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
         {
             "linears": ", ".join([group[0].name, *(r.name.rsplit(".", 1)[1] for r in group[1:])]),
             "bits": group[0].bits,
-            **{f"error at {bits} bits": (group[0].effects or {}).get(bits) for bits in (4, 8)},
+            **{f"error at {bits}": (group[0].effects or {}).get(bits) for bits in options},
             "size": size_text(sum(r.nbytes for r in group)),
             "kept": group[0].kept,
         }

@@ -16,6 +16,7 @@ from qarvd.errors import SettingError
 from qarvd.ops.codecs import CODECS, Codec
 from qarvd.ops.linear import QuantizedLinear
 from qarvd.ops.weight import sample_weight
+from qarvd.quantize.model import recipe_codec
 from qarvd.stream.rollout import roll_out
 
 from .checkpoint_files import assert_same_tensors, metadata
@@ -84,7 +85,7 @@ def test_the_marker_is_the_format_in_json(quantized: Model, quantized_file: Path
     assert len(markers) == 21 and quantized.recipe
     for key, marker in markers.items():
         stored = json.loads(marker.numpy().tobytes())
-        assert marker.dtype == torch.uint8 and stored == {"format": f"qarvd_w{quantized.recipe.weight_bits}a8"}
+        assert marker.dtype == torch.uint8 and stored == {"format": recipe_codec(quantized.recipe).format}
         assert tensors[key.replace("comfy_quant", "weight_outlier_idx")].dtype == torch.int32
 
 

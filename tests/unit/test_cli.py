@@ -18,7 +18,7 @@ from qarvd.checkpoint.model import Model, load, save, state_tensors
 from qarvd.cli import main
 from qarvd.errors import CheckpointError
 from qarvd.ops.linear import QuantizedLinear
-from qarvd.quantize.model import weight_bits
+from qarvd.quantize.model import recipe_codec, weight_bits
 from qarvd.recipe import RECIPES
 
 LAYER = "blocks.1.ffn.0"
@@ -106,15 +106,27 @@ def test_debug_shows_the_traceback(model_file: Path) -> None:
         main(["inspect", str(truncated(model_file)), "--debug"])
 
 
-@pytest.mark.parametrize(("bits", "group", "format"), [(3, 32, "w3g32a8"), (4, 16, "w4g16a8"), (6, 0, "w6a8")])
-def test_bits_groups_and_rotation_are_options(
-    run: Run, model_file: Path, prompts: Path, tmp_path: Path, bits: int, group: int, format: str
+@pytest.mark.parametrize(
+    ("options", "format", "rotation"),
+    [
+        (("--recipe", "w3a8", "--group", 32, "--rotation", 32), "qarvd_w3g32a8", 32),
+        (("--recipe", "w4a8"), "qarvd_w4g16a8", 256),
+        (("--recipe", "w6a8", "--group", 0, "--rotation", 0), "qarvd_w6a8", 0),
+        (("--format", "asym_w4a8_int8"), "asym_w4a8_int8", 64),
+        (("--format", "asym_w4a8_int8", "--recipe", "w6a8", "--group", 64), "asym_w4a8_int8", 64),
+        (("--format", "int8_tensorwise"), "int8_tensorwise", 64),
+        (("--format", "int8_tensorwise", "--rotation", 0), "int8_tensorwise", 0),
+    ],
+)
+def test_bits_groups_rotation_and_formats_are_options(
+    run: Run, model_file: Path, prompts: Path, tmp_path: Path, options: tuple[object, ...], format: str, rotation: int
 ) -> None:
-    small, wanted = tmp_path / "small.safetensors", ("--bits", bits, "--group", group, "--rotation", 64)
-    run("quantize", model_file, *wanted, "--out", small)
+    small = tmp_path / "small.safetensors"
+    run("quantize", model_file, *options, "--out", small)
     found = [module.weight for module in load(small).tree.modules() if isinstance(module, QuantizedLinear)]
-    assert found and all((w.codec.format, w.split.rotation) == (f"qarvd_{format}", 64) for w in found)
-    assert f"qarvd_{format}" in run("inspect", small)
+    assert found and max(w.split.rotation for w in found) == rotation
+    assert f" linears of {weight_bits(load(small).tree):.2f} bits a weight" in (told := run("inspect", small))
+    assert format in told
     run("stream", small, "--prompt", f"{prompts}#1", "--chunks", 1, "--size", "48x32", "--out", tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").stat().st_size
 
@@ -128,7 +140,7 @@ def test_a_model_is_quantized_inspected_compared_and_streamed(
     assert small.stat().st_size < model_file.stat().st_size
     bits = weight_bits(load(small).tree)
     told = run("inspect", small)
-    assert f"qarvd_{recipe}" in told and f" linears of {bits:.2f} bits a weight" in told
+    assert recipe_codec(RECIPES[recipe]).format in told and f" linears of {bits:.2f} bits a weight" in told
     assert bits > RECIPES[recipe].weight_bits and "self-forcing" in run("inspect", model_file)
     for more in ((), ("--target", "6 bits", "--prompts", prompts)):
         assert "already quantized" in refused("quantize", small, *more, "--out", tmp_path / "twice.safetensors")

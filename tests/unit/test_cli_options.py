@@ -23,7 +23,7 @@ def test_a_choice_that_there_is_not_is_told_in_a_line(capsys: pytest.CaptureFixt
         main(["quantize", "demo", "--recipe", "w2a2", "--out", "out.safetensors"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
-    assert said.startswith("qarvd: ") and "'w8a8', 'w4a8'" in said and "quantize --help" in said
+    assert said.startswith("qarvd: ") and "'w8a8', 'w6a8', 'w4a8', 'w3a8'" in said and "quantize --help" in said
 
 
 BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {

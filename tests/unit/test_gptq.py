@@ -16,6 +16,7 @@ from qarvd.ops.split import ChannelSplit
 from qarvd.quantize.fit import fit_grid, full_range
 from qarvd.quantize.grid import row_error, to_codes
 from qarvd.quantize.groups import regroup
+from qarvd.quantize.lattice import round_in_order
 from qarvd.quantize.rounding import ROUNDING, Task
 from qarvd.quantize.rounding import gptq as steps
 from qarvd.quantize.rounding.task import DAMPING
@@ -139,7 +140,7 @@ def test_the_loudest_input_is_rounded_before_any_error_could_be_made_up_for(seed
     grid = fit_grid(target, outliers, CODECS["int4"], False, hessian)
     scale, zero = grid.per_column(outliers, 96)
     nearest = to_codes(target, scale, zero, grid.low, grid.high)
-    codes = steps.compensate(target, hessian, grid, outliers)
+    codes = round_in_order(target, hessian, hessian.diagonal().argsort(descending=True), grid, outliers)
     loudest = int(hessian.diagonal().argmax())
     assert torch.equal(codes[:, loudest], nearest[:, loudest])
     assert not torch.equal(codes, nearest)

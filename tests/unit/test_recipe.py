@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarvd.errors import SettingError
-from qarvd.recipe import RECIPES, Recipe
+from qarvd.recipe import RECIPES, STOCK, Recipe
 
 recipes = st.builds(
     Recipe,
@@ -28,7 +29,8 @@ def test_json_and_back_is_the_identity(recipe: Recipe) -> None:
 
 def test_what_is_left_out_has_its_default() -> None:
     assert Recipe.from_json("{}") == Recipe()
-    assert Recipe.from_json('{"weight_bits": 4}') == RECIPES["w4a8"]
+    assert Recipe.from_json('{"weight_bits": 4}') == Recipe(4)
+    assert Recipe(4).group == Recipe(4).rotation == 0  # those of files from before there were any
 
 
 @pytest.mark.parametrize("bits", [0, 2, 5, 16, -8, 8.0, "8", True, None, [8]])
@@ -70,5 +72,42 @@ def test_what_is_not_a_json_object_is_refused(text: str) -> None:
         Recipe.from_json(text)
 
 
-def test_ready_made_recipes_differ_in_bits_only() -> None:
-    assert {name: recipe.weight_bits for name, recipe in RECIPES.items()} == {"w8a8": 8, "w4a8": 4}
+def test_ready_made_recipes_differ_in_bits_and_groups_only() -> None:
+    assert {name: recipe.weight_bits for name, recipe in RECIPES.items()} == {
+        "w8a8": 8,
+        "w6a8": 6,
+        "w4a8": 4,
+        "w3a8": 3,
+    }
+    assert len({replace(recipe, weight_bits=8, group=0) for recipe in RECIPES.values()}) == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("format", STOCK)
+def test_what_is_brought_into_a_stock_format_is_what_it_holds(recipe: Recipe, format: str) -> None:
+    made = recipe.in_format(format)
+    assert (made.format, made.outliers, made.symmetric) == (format, "none", True)
+    assert Recipe.from_json(made.to_json()) == made
+    assert made.in_format(format) == made
+    assert replace(made, rotation=16).rotation_of(48) == 16 and made.rotation_of(192) == 64
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "why"),
+    [
+        ("asym_w4a8_int8", {"weight_bits": 8, "group": 0}, "asks for 8-bit weights"),
+        ("asym_w4a8_int8", {"group": 0}, "asks for no groups"),
+        ("asym_w4a8_int8", {"rotation": 0}, "asks for no rotation"),
+        ("asym_w4a8_int8", {"rotation": 128}, "asks for a rotation by 128"),
+        ("int8_tensorwise", {"outliers": "search"}, "asks for outliers"),
+        ("int8_tensorwise", {"symmetric": False, "rotation": 32}, "asks for a rotation by 32, zero points"),
+    ],
+)
+def test_what_a_stock_format_cannot_hold_is_named(format: str, change: dict, why: str) -> None:
+    with pytest.raises(SettingError, match=f"^{format} holds symmetric weights of .* {why}"):
+        replace(RECIPES["w4a8"].in_format(format), **change)
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(SettingError, match="choose one of qarvd, asym_w4a8_int8, int8_tensorwise"):
+        Recipe(format="gguf")

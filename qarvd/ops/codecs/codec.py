@@ -49,6 +49,11 @@ class Codec:
         return (value * scale).round_().clamp_(-127, 127).to(torch.int8)
 
     @property
+    def label(self) -> str:
+        """What people call it: "8", or "4g16" for 4 bits in groups of 16."""
+        return self.name.removeprefix("int")
+
+    @property
     def format(self) -> str:
         """Name of the file format of linears stored with this codec."""
-        return f"qarvd_w{self.name.removeprefix('int')}a8"
+        return f"qarvd_w{self.label}a8"

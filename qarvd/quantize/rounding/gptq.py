@@ -1,6 +1,6 @@
 """GPTQ on the frame-weighted Hessian of what the layer will really read, then descent over codes and steps.
 
-GPTQ: arXiv 2210.17323. What it aims at is `Task.problem`.
+GPTQ is arXiv 2210.17323, here with several roundings kept (`lattice`). What it aims at is `Task.problem`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...calibrate.stats import WIDE
 from ...errors import SettingError
 from ...ops.weight import QuantizedWeight
 from ..fit import fit_grid
 from ..grid import Grid, assemble, floored, row_error
 from ..groups import regroup, storable_row
-from .task import Task, factor
+from ..lattice import order_of, round_in_order
+from .task import Task
 
+KEPT = 16
+"""Roundings of each row that are kept from column to column."""
 BLOCK = 128
-"""Columns whose corrections are applied to the rest at once."""
-ROUNDS = 3
-"""Times that codes and then steps are improved after GPTQ."""
+"""Columns whose changes are applied to the rest at once."""
+ROUNDS = 2
+"""Times that codes and then steps are improved after that."""
 SWEEPS = 2
 """Passes over all columns each time."""
 
@@ -33,7 +35,7 @@ def ROUND(task: Task) -> QuantizedWeight:
         raise SettingError("GPTQ needs the statistics of calibration; give prompts, or round to nearest.")
     n = task.split.n_outlier
     grid = fit_grid(target, n, task.codec, task.symmetric, hessian)
-    codes = compensate(target, hessian, grid, n)
+    codes = round_in_order(target, hessian, order_of(hessian), grid, n, KEPT)
     for _ in range(ROUNDS):
         codes = descend(codes, target, hessian, grid, n)
         grid = refit(codes, target, hessian, grid, n)
@@ -41,39 +43,6 @@ def ROUND(task: Task) -> QuantizedWeight:
             codes, grid = regroup(codes, target, hessian, grid, n)
     codes = descend(codes, target, hessian, grid, n)
     return assemble(codes, grid, task.split, task.codec)
-
-
-def compensate(target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
-    """GPTQ: codes [rows, in], each column's error made up for by the columns that follow, largest diagonal first."""
-    order = hessian.diagonal().argsort(descending=True)
-    places = order.tolist()
-    scale, zero = (t[:, order] for t in grid.per_column(n_outlier, target.shape[1]))
-    inverse = inverse_factor(hessian[order][:, order])
-    rest = target[:, order].clone()
-    codes = torch.empty_like(rest)
-    for start in range(0, rest.shape[1], BLOCK):
-        end = min(start + BLOCK, rest.shape[1])
-        block, factor = rest[:, start:end].clone(), inverse[start:end, start:end]
-        errors = torch.empty_like(block)
-        for j in range(end - start):
-            column = start + j
-            code = grid.nearest(block[:, j] / scale[:, column] + zero[:, column], places[column])
-            codes[:, column] = code
-            errors[:, j] = (block[:, j] - scale[:, column] * (code - zero[:, column])) / factor[j, j]
-            block[:, j:] -= torch.outer(errors[:, j], factor[j, j:])
-        rest[:, end:] -= errors @ inverse[start:end, end:]
-    logical = torch.empty_like(codes)
-    logical[:, order] = codes
-    return logical
-
-
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse, [in, in]; computed in float64 where that does not take gigabytes.
-
-    `hessian` is changed where it needs damping.
-    """
-    precise = hessian.double() if len(hessian) <= WIDE else hessian
-    return torch.linalg.cholesky(torch.cholesky_inverse(factor(precise)), upper=True).to(hessian.dtype)
 
 
 def descend(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> Tensor:
