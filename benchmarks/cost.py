@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -27,9 +28,9 @@ from qarvd.jobs.calibrate import MEASURED_IN_TIME
 from qarvd.jobs.quantize import ON_CARD
 from qarvd.jobs.time_budget import CHOOSING, FITTING, MINUTES, Clock, RemainingWork
 from qarvd.quantize.blockwise import quantize_blockwise
-from qarvd.quantize.fit import CLIPS
+from qarvd.quantize.lattice import NUMBERS
 from qarvd.quantize.model import linear_groups
-from qarvd.quantize.rounding.gptq import ROUNDS, SWEEPS
+from qarvd.quantize.rounding.gptq import KEPT, ROUNDS, SWEEPS
 from qarvd.recipe import Recipe
 from qarvd.report.tables import text_table
 from qarvd.stream.presets import PRESETS
@@ -76,7 +77,7 @@ def clip_work(config: WanConfig, first: int = 0, end: int = CHUNKS) -> float:
 
 
 def fit_seconds(config: WanConfig, card: Card) -> float:
-    """Fitting all linears: factors of the Hessian, clips, GPTQ, descent; many small launches."""
+    """Fitting all linears in groups: factors of the Hessian, roundings, descent; many small launches."""
     total = 0.0
     for names in linear_groups(config.num_layers):
         kind = names[0].split(".", 2)[-1]
@@ -85,9 +86,10 @@ def fit_seconds(config: WanConfig, card: Card) -> float:
         )
         rows = config.ffn_dim if kind == "ffn.0" else config.dim
         precise = card.double if channels <= WIDE else card.single
-        factors = 2 * channels**3 + 3 * rows * channels**2
-        passes = len(CLIPS) + SWEEPS * (ROUNDS + 1) + 3 * ROUNDS + 3  # over rows x channels x channels
-        launches = channels * 6 * (1 + SWEEPS * (ROUNDS + 1))
+        factors = 3 * channels**3 + 3 * rows * channels**2
+        passes = KEPT + SWEEPS * (ROUNDS + 1) + 4 * ROUNDS + 3  # over rows x channels x channels
+        pieces = ceil(rows * channels * KEPT / NUMBERS)
+        launches = channels * (15 * pieces + 6 * SWEEPS * (ROUNDS + 1) + 6 * ROUNDS)
         seconds = factors / precise + 2 * rows * channels**2 * passes / card.single + launches * card.launch
         total += len(names) * seconds
     return total
@@ -175,8 +177,14 @@ def peaks(config: WanConfig, prompts: int) -> list[dict[str, object]]:
         ("measure calls", full + quantized, followed * cache, call),
         ("choose bits for a target", full + 1.5 * linears, CHUNKS * cache, gradients),
         ("fit the text embedding", 2 * config.dim * (config.text_dim + config.dim), 0, texts + 32 * config.text_dim**2),
-        # While sums are taken, two of them and what is added; while a linear is fitted, its two sums and six like them.
-        ("walk and fit", 2 * block, 2 * CHUNKS * cache / config.num_layers, max(2 * call + 4 * gram, 8 * gram)),
+        # While sums are taken, two of them and what is added; while a linear is fitted, its two sums and six like them,
+        # and later three, beside the roundings that are kept.
+        (
+            "walk and fit",
+            2 * block,
+            2 * CHUNKS * cache / config.num_layers,
+            max(2 * call + 4 * gram, 8 * gram, 5 * gram + 4 * 4 * NUMBERS),
+        ),
     ]
     heads = ("models, GB", "caches, GB", "other, GB", "all, GB")
     return [

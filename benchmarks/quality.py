@@ -118,9 +118,14 @@ class Bench:
     def reference(self, name: str) -> Tensor:
         return self.stream(self.model(name).tree, "16-bit")
 
-    @cache  # noqa: B019
     def case(self, name: str, bits: int, seed: int) -> tuple[Case, Calibrations[Calibration]]:
-        """A case, and the calibrations that it hands out."""
+        """A case, and the calibrations that it hands out: fewer than 8 bits share those that are measured at 4."""
+        case, calibrations = self.calibrated_case(name, max(bits, 4) // 4 * 4, seed)
+        return replace(case, bits=bits), calibrations
+
+    @cache  # noqa: B019
+    def calibrated_case(self, name: str, bits: int, seed: int) -> tuple[Case, Calibrations[Calibration]]:
+        """A case of 4 or 8 bits, and the calibrations that it hands out."""
         known = split_prompts()[0].copy()
         Random(seed).shuffle(known)
         model, side = self.model(name), (LATENT_SIDE, LATENT_SIDE)

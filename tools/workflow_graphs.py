@@ -22,7 +22,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "calibrate": Node(
             "QarvdCalibrate", (380, 20), {"model": Out("demo"), "prompts": Out("prompts"), **DEMO_SIZE}, (320, 270)
         ),
-        "recipe": Node("QarvdRecipe", (380, 350), {}, (320, 230)),
+        "recipe": Node("QarvdRecipe", (380, 350), {}, (320, 280)),
         "sensitivity": Node("QarvdFrameSensitivity", (740, 560), {"statistics": Out("calibrate")}, (460, 440)),
         "quantize": Node(
             "QarvdQuantize",
@@ -119,7 +119,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "prompts": Node("QarvdEncodePrompts", (40, 360), {"clip": Out("clip"), "limit": 24}, (330, 190)),
         "calibrate": Node("QarvdCalibrate", (410, 20), {"model": Out("model"), "prompts": Out("prompts")}, (330, 270)),
         "sensitivity": Node("QarvdFrameSensitivity", (780, 560), {"statistics": Out("calibrate")}, (480, 440)),
-        "recipe": Node("QarvdRecipe", (410, 350), {}, (330, 230)),
+        "recipe": Node("QarvdRecipe", (410, 350), {}, (330, 280)),
         "quantize": Node(
             "QarvdQuantize",
             (780, 20),
@@ -247,9 +247,9 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "note": note(
             (40, -190),
             (690, 150),
-            "## An export that needs no custom nodes\n\nQuantize with the recipe *stock int8* and save as "
-            "*int8_tensorwise*: the file then runs in ComfyUI 0.27 or later as it is, with its own loader and its "
-            "*Sampler AR Video*, on machines that don't have this pack.",
+            "## An export that needs no custom nodes\n\nQuantize with the recipe *stock W4A8* and save: the file then "
+            "runs in ComfyUI 0.31 or later as it is, with its own loader and its *Sampler AR Video*, on machines that "
+            "don't have this pack. (*stock int8* runs in 0.27, too.)",
         ),
         "model": Node("UNETLoader", (40, 20), {"unet_name": EXPORTED}, (330, 90)),
         "shift": Node("ModelSamplingSD3", (410, 20), {"model": Out("model"), "shift": 5.0}, (300, 70)),

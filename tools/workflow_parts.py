@@ -21,7 +21,7 @@ FILES = {
 }
 """Where published files come from, and their folder below models/."""
 QUANTIZED = "self-forcing-w4a8.safetensors"
-EXPORTED = "self-forcing-int8.safetensors"
+EXPORTED = "self-forcing-stock-w4a8.safetensors"
 FULL = "self_forcing_dmd.pt"
 PROMPT = (
     "A stylish woman strolls down a bustling Tokyo street, the warm glow of neon lights and animated city signs "

@@ -30,7 +30,7 @@ class RemainingWork:
 
 
 NO_REST = RemainingWork()
-FITTING = RemainingWork(per_batch=1.0, fixed=15.0)
+FITTING = RemainingWork(per_batch=1.0, fixed=21.0)
 """Walking two states of half of the calls through the blocks; sums and rounding (benchmarks/cost.py). States that the
 card cannot hold take longer."""
 CHOOSING = RemainingWork(per_batch=1.0, fixed=7.0)

@@ -17,11 +17,11 @@ from ..calibrate.stats import WIDE
 from .grid import Grid
 from .rounding.task import factor
 
-BLOCK = 32
+BLOCK = 16
 """Columns whose corrections are applied to the rest at once."""
 ORDERED = 64
 """Steps in which columns are put in order."""
-NUMBERS = 2**27
+NUMBERS = 2**26
 """How many are held at a time: rows are independent, and are searched in pieces."""
 
 
@@ -69,39 +69,39 @@ def _search(
 ) -> Tensor:
     """Codes of least error found, [rows, in], columns in the order of rounding."""
     (rows, columns), device = target.shape, target.device
-    rest = target[:, None].repeat(1, kept, 1)  # what the columns ahead are to be, for each of the roundings kept
-    codes = target.new_zeros(rows, kept, columns)
+    first = torch.arange(rows, device=device)[:, None] * kept  # where a row's roundings begin among all of them
+    rest = target.repeat_interleave(kept, dim=0)  # [rows * kept, in], what the columns ahead are to be
     error = target.new_full((rows, kept), torch.inf)
     error[:, 0] = 0
-    same = torch.arange(kept, device=device).expand(rows, kept)
+    parents, codes = [], []  # of each column, [rows, kept], as small as they can be held
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        ahead, factors = rest[:, :, start:end].clone(), inverse[start:end, start:end]
-        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        ahead, factors = rest[:, start:end], inverse[start:end, start:end]
+        steps: list[tuple[Tensor, Tensor]] = []
         for j in range(end - start):
-            column = start + j
-            step, shift = scale[:, column, None], zero[:, column, None]
-            both = torch.stack(grid.two_nearest(ahead[:, :, 0] / step + shift, places[column]), dim=2)
-            off = (ahead[:, :, :1] - step[:, :, None] * (both - shift[:, :, None])) / factors[j, j]
-            total = error[:, :, None] + off.square()
-            total[:, :, 1].masked_fill_(both[:, :, 0] == both[:, :, 1], torch.inf)
-            error, chosen = total.flatten(1).topk(kept, dim=1, largest=False)
-            parent = chosen // 2
-            code, off = both.flatten(1).gather(1, chosen), off.flatten(1).gather(1, chosen)
-            steps.append((parent, code, off))
-            ahead = ahead[:, :, 1:]
-            if kept > 1:
-                ahead = ahead.gather(1, parent[:, :, None].expand(-1, -1, ahead.shape[2]))
-            ahead = ahead - off[:, :, None] * factors[j, j + 1 :]
-        origin, errors = same, target.new_empty(rows, kept, end - start)
-        made = torch.empty_like(errors)
-        for j, (parent, code, off) in reversed(list(enumerate(steps))):
-            made[:, :, j], errors[:, :, j] = code.gather(1, origin), off.gather(1, origin)
-            origin = parent.gather(1, origin)
-        if kept > 1:
-            from_where = origin[:, :, None]
-            rest = rest.gather(1, from_where.expand(rest.shape))
-            codes = codes.gather(1, from_where.expand(codes.shape))
-        codes[:, :, start:end] = made
-        rest[:, :, end:] -= errors @ inverse[start:end, end:]
-    return codes[:, 0]
+            step, shift = scale[:, start + j, None], zero[:, start + j, None]
+            wanted = ahead[:, 0].view(rows, kept)
+            near, far = grid.two_nearest(wanted / step + shift, places[start + j])
+            code = torch.cat([near, far], dim=1)
+            off = (wanted.repeat(1, 2) - step * (code - shift)) / factors[j, j]  # [rows, 2 * kept]
+            total = error.repeat(1, 2) + off.square()
+            total[:, kept:].masked_fill_(near == far, torch.inf)
+            error, chosen = total.topk(kept, dim=1, largest=False, sorted=False)
+            which, off = chosen % kept, off.gather(1, chosen).flatten()
+            parents.append(which.short())
+            codes.append(code.gather(1, chosen).char())
+            parent = (first + which).flatten()
+            steps.append((parent, off))
+            ahead = ahead[:, 1:].index_select(0, parent).addr_(off, factors[j, j + 1 :], alpha=-1)
+        origin = torch.arange(rows * kept, device=device)
+        errors = target.new_empty(rows * kept, end - start)
+        for j, (parent, off) in reversed(list(enumerate(steps))):
+            errors[:, j] = off[origin]
+            origin = parent[origin]
+        if end < columns:
+            rest[:, end:] = rest[:, end:].index_select(0, origin).addmm_(errors, inverse[start:end, end:], alpha=-1)
+    best, made = error.argmin(1, keepdim=True), torch.empty_like(target)
+    for column in reversed(range(columns)):
+        made[:, column] = codes[column].gather(1, best)[:, 0].to(made.dtype)
+        best = parents[column].gather(1, best).long()
+    return made

@@ -160,11 +160,13 @@ def test_runs_of_an_unknown_method_are_refused_before_the_work(
 
 def test_every_method_is_run_on_both_models_and_the_calibrated_ones_again() -> None:
     listed = list(runs(3))
-    assert {(run.method, run.model) for run in listed if run.bits == 4} == {(n, m) for n in METHODS for m in MODELS}
+    for bits in (3, 4, 6, 8):
+        having = {(run.method, run.model) for run in listed if run.bits == bits}
+        assert having == {(n, m) for n, method in METHODS.items() if bits in method.bits for m in MODELS}
     assert {run.seed for run in listed if run.method == "ours"} == {0, 1, 2}
-    once = {"published", "rotation", "without_descent", "adaround"}
+    once = {"published", "rotation", "stock", "random_outliers"}
     assert {run.seed for run in listed if run.method in once} == {0}
-    assert {run.seed for run in listed if run.method == "random_outliers"} == {0, 1, 2}
+    assert {run.seed for run in listed if run.method == "ours_stock"} == {0, 1, 2}
     cached = {run.method for run in listed if "w4a8_int8_cache" in run.sections}
     assert {"ours", "published", "smoothquant", "rotation"} <= cached
     assert len({run.key(section) for run in listed for section in run.sections}) == sum(len(r.sections) for r in listed)

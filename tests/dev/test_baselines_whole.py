@@ -143,7 +143,10 @@ def last_chunk(tree: Any, case: Case) -> Tensor:
 def test_every_variant_of_ours_makes_another_model() -> None:
     """Variants that replace a name of a module would silently be ours where another module holds that name, too."""
     case = tiny(4)
-    named = ("ours", "gptq", "drawn_calls", "detected_outliers", "random_outliers", "ours_rotated")
+    named = (
+        *("ours", "ours_stock", "ours_g64", "ours_g32", "budget", "data_free", "data_free_stock"),
+        *("gptq", "drawn_calls", "detected_outliers", "random_outliers", "one_rounding_kept"),
+    )
     variants = (*named, *(name for name in METHODS if name.startswith("without_")))
     made = {name: last_chunk(METHODS[name].build(case)[0], case) for name in variants}
     assert not [pair for pair in combinations(made, 2) if torch.equal(*(made[name] for name in pair))]

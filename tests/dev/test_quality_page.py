@@ -22,7 +22,7 @@ def results(path: Path, *methods: str, error: float) -> Path:
 
 
 def test_each_mark_gets_the_tables_of_its_file_and_the_text_around_stays(tmp_path: Path) -> None:
-    main = results(tmp_path / "main.json", "ours", "stock_w4a8", "without_dual_scale", error=0.25)
+    main = results(tmp_path / "main.json", "ours", "stock", "ours_stock", error=0.25)
     other = results(tmp_path / "other.json", "ours", "gptq", error=0.5)
     page = "# Text\n<!-- tables -->\nold\n<!-- end -->\nbetween\n<!-- untouched -->\nold\n<!-- end -->\nlast\n"
     made = filled(page, main, other)
@@ -32,9 +32,9 @@ def test_each_mark_gets_the_tables_of_its_file_and_the_text_around_stays(tmp_pat
         .split("<!-- tables -->")
     )
     assert (before, between, last) == ("# Text\n", "\nbetween\n", "\nlast\n")
-    assert "| stock W4A8 |  | 0.50x [0.50, 0.50] |  |  |\n" in first  # ours over it, of the twin at 4 bits
+    assert "| stock |  | 0.50x [0.50, 0.50] |  |  |\n" in first  # ours over it, of the twin at 4 bits
     assert "| a second scale |  |  | 0.33x [0.33, 0.33] | 1 |\n" in first
-    assert "### w4a8, twin model\n" in first and "| stock W4A8 | 500 [500, 500] |" in first
+    assert "### w4a8, twin model\n" in first and "| stock | 500 [500, 500] |" in first
     assert second.count("###") == 1 and "### w4a8, untouched prompts, twin model\n" in second
     assert "| gptq | 1e+03 [1e+03, 1e+03] |" in second and "old" not in made
     assert filled(made, main, other) == made

@@ -158,7 +158,7 @@ def test_what_the_quantizing_node_gives_streams_and_is_saved(
     made, _ = run(part, "quantizing", "Quantize", model=patcher, recipe=recipe, family="automatic")
     latents = made_by_node(part, made, text, chunks=2, cache="int4")
     assert latents["samples"].shape == (1, 16, 6, 8, 8) and len(events) == 2
-    (path,) = run(part, "quantizing", "SaveModel", model=made, name="saved", format=part("nodes.quantizing").OURS)
+    (path,) = run(part, "quantizing", "SaveModel", model=made, name="saved", format=part("nodes.quantizing").QARVD)
     assert part("qarvd.checkpoint.model").load(Path(path)).recipe == recipe.without_data()
 
 

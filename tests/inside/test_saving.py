@@ -39,7 +39,7 @@ def test_an_existing_file_is_never_overwritten_and_a_model_that_is_there_already
         model = model_of(bits).clone()
         known = part("nodes.host").about(model)
         model.set_attachments(part("nodes.host").ATTACHMENT, replace(known, family=family))
-        done = saving.SaveModel.execute(model, "a.safetensors", saving.OURS)
+        done = saving.SaveModel.execute(model, "a.safetensors", saving.QARVD)
         (path,), (said,) = done.args, done.ui["text"]
         return Path(path).name, said
 

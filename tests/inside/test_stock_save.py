@@ -84,7 +84,7 @@ def test_our_own_node_writes_it_whole_again(
     part: Part, saved: Callable[[int], str], demo_files: Callable[[int], Path], bits: int
 ) -> None:
     library, saving = part("qarvd.checkpoint.model"), part("nodes.quantizing")
-    path = Path(saving.SaveModel.execute(load(part, saved(bits), "demo"), "whole", saving.OURS)[0])
+    path = Path(saving.SaveModel.execute(load(part, saved(bits), "demo"), "whole", saving.QARVD)[0])
     whole, before = library.load(path), library.load(demo_files(bits))
     assert (whole.preset_name, whole.config, whole.recipe) == ("demo", before.config, None)
     held, expected = library.state_tensors(whole), library.state_tensors(before)

@@ -149,8 +149,10 @@ CASES: Mapping[str, Bad] = {
     "a model in full precision to save": Bad(
         saved("demo"), "save", ("full precision", "Quantize it with Dual-Scale Quantize first")
     ),
-    "4 bits in a format of 8": Bad(
-        quantized() | saved("quantize", format=STOCK), "save", ("4 bits", "int8_tensorwise", "stock int8 recipe")
+    "two scales in a format of one": Bad(
+        quantized() | saved("quantize", format=STOCK),
+        "save",
+        ("4-bit weights in groups of 16", "ComfyUI's own formats can't hold", "a recipe whose format is"),
     ),
 }
 

@@ -18,7 +18,7 @@ from ..groups import regroup, storable_row
 from ..lattice import order_of, round_in_order
 from .task import Task
 
-KEPT = 16
+KEPT = 32
 """Roundings of each row that are kept from column to column."""
 BLOCK = 128
 """Columns whose changes are applied to the rest at once."""
