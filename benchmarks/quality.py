@@ -120,7 +120,7 @@ class Bench:
 
     def case(self, name: str, bits: int, seed: int) -> tuple[Case, Calibrations[Calibration]]:
         """A case, and the calibrations that it hands out: fewer than 8 bits share those that are measured at 4."""
-        case, calibrations = self.calibrated_case(name, max(bits, 4) // 4 * 4, seed)
+        case, calibrations = self.calibrated_case(name, 8 if bits == 8 else 4, seed)
         return replace(case, bits=bits), calibrations
 
     @cache  # noqa: B019

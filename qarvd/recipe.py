@@ -66,16 +66,13 @@ class Recipe:
             supported = ", ".join(map(str, GROUPS))
             raise SettingError(f"The recipe asks for {self.weight_bits}-bit weights; {supported} are supported.")
         if type(self.group) is not int or self.group not in GROUPS[self.weight_bits]:
-            supported = ", ".join(map(str, GROUPS[self.weight_bits]))
+            possible = ", ".join(str(group) if group else "0 (none)" for group in GROUPS[self.weight_bits])
             raise SettingError(
-                f"The recipe asks for groups of {self.group}; with {self.weight_bits} bits, {supported} are supported "
-                "(0 is none)."
+                f"The recipe asks for groups of {self.group}; with {self.weight_bits}-bit weights, it can be {possible}."
             )
         if type(self.rotation) is not int or self.rotation not in ROTATIONS:
-            supported = ", ".join(map(str, ROTATIONS))
-            raise SettingError(
-                f"The recipe rotates by {self.rotation}; widths of {supported} are supported (0 is none)."
-            )
+            possible = ", ".join(str(width) if width else "0 (none)" for width in ROTATIONS)
+            raise SettingError(f"The recipe asks for a rotation by {self.rotation}; it can be {possible}.")
         if self.format not in FORMATS:
             raise SettingError(f"The recipe's format is {self.format!r}; choose one of {', '.join(FORMATS)}.")
         if self.format != OURS:
@@ -103,8 +100,8 @@ class Recipe:
             grouped = " in groups of 16, 32 or 64" if any(map(any, holds.groups.values())) else ""
             widths = ", ".join(map(str, holds.rotations))
             raise SettingError(
-                f"{self.format} holds symmetric weights of {bits} bits{grouped}, rotated by one of {widths}, without "
-                f"outliers; the recipe asks for {', '.join(asked)}."
+                f"{self.format} holds symmetric weights of {bits} bits{grouped}, rotated by one of {widths} (0: not), "
+                f"without outliers; the recipe asks for {', '.join(asked)}."
             )
 
     @property

@@ -12,7 +12,7 @@ PARTS = {
     "compensation for earlier blocks": ("ours", "without_compensation"),
     "scales of groups of 16": ("ours", "without_groups"),
     "a rotation of each range": ("ours", "without_rotation"),
-    "16 roundings of each row, not one": ("ours", "one_rounding_kept"),
+    "32 roundings of each row, not one": ("ours", "one_rounding_kept"),
     "a second scale": ("ours", "ours_stock"),
     "... on the channels that are found, not on random ones": ("ours", "random_outliers"),
     "... on those of the search, not of the published detector": ("ours", "detected_outliers"),

@@ -16,14 +16,16 @@ class Card:
     """Boost clock. A card that runs hot or is power-limited is slower, in all parts alike."""
     gigabytes_per_second: float
     """Of its memory."""
+    cache_megabytes: int
+    """L2."""
 
 
 CARDS = (
-    Card("RTX 3060", "sm_86", 28, 1.777, 360),
-    Card("RTX 3090", "sm_86", 82, 1.695, 936),
-    Card("RTX 4060 Ti", "sm_89", 34, 2.535, 288),
-    Card("RTX 4090", "sm_89", 128, 2.520, 1008),
-    Card("RTX 5090", "sm_120", 170, 2.407, 1792),
+    Card("RTX 3060", "sm_86", 28, 1.777, 360, 3),
+    Card("RTX 3090", "sm_86", 82, 1.695, 936, 6),
+    Card("RTX 4060 Ti", "sm_89", 34, 2.535, 288, 32),
+    Card("RTX 4090", "sm_89", 128, 2.520, 1008, 72),
+    Card("RTX 5090", "sm_120", 170, 2.407, 1792, 96),
 )
 
 OUR_LINEAR_REACH = 0.70
@@ -37,6 +39,8 @@ FLASH_REACH = 0.90
 """Assumed: FlashAttention-2 through torch's SDPA, of the dense float16 rate with float32 sums."""
 MEMORY_REACH = 0.80
 """Assumed: what a streaming kernel reaches of the memory's published rate."""
+CACHED = 0.5
+"""Assumed: what a kernel writes stays in the L2 for the next one if it is at most this much of it."""
 LAUNCH_MICROSECONDS = 2.0
 """Assumed: what starting and draining one kernel costs on the card, for theirs and ours alike."""
 FLOAT16_SUMS = 2

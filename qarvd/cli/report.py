@@ -137,6 +137,8 @@ def read_variant(name: str, path: Path, full: Model, preset: str | None) -> tupl
         "file": name,
         "MB": path.stat().st_size / 1e6,
         "bits per quantized weight": weight_bits(model.tree),
+        "format": " and ".join(sorted(set(model.formats.values()))),
+        "rotation": recipe and (recipe.rotation or "none"),
         "rounding": recipe and recipe.rounding,
         "outliers": recipe and recipe.outliers,
         "chunks measured on": f"{sensitivity.prompts} prompts" if sensitivity else None,
@@ -161,7 +163,7 @@ def read_layers(path: Path, model: Model, full: Model) -> tuple[dict[str, Layer]
         error = errors[name]
         if not isinstance(error, float):
             error = relative_error(linear_of(full.tree, name).weight, weight.dequantize())
-        layers[name] = Layer(weight.split.n_outlier, error)
+        layers[name] = Layer(weight.split.n_outlier, error, bits=weight.codec.label)
     return layers, "output" if measured else "weight"
 
 

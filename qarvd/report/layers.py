@@ -34,6 +34,8 @@ class Layer:
     """Relative squared error, of what its `Variant` says."""
     kept: bool = False
     """Whether it stayed in 16 bits."""
+    bits: str = "16"
+    """Of its codes, such as "4g16" for 4 bits in groups of 16."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def layer_rows(inputs: Sequence[Inputs], variants: Sequence[Variant]) -> list[di
             "channels": len(group.norms.norms),
             "threshold": group.norms.threshold or None,
             "above it": group.norms.above,
+            **{f"bits, {v.name}": v.layers[name].bits for v in variants},
             **{f"outliers, {v.name}": None if v.layers[name].kept else v.layers[name].outliers for v in variants},
             **{f"{v.measure} error, {v.name}": None if v.layers[name].kept else v.layers[name].error for v in variants},
         }

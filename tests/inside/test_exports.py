@@ -245,5 +245,5 @@ def test_a_model_of_another_loader_is_sent_to_load_ar_model(stock: Any, file: Pa
         lambda: saving.SaveModel.execute(stock, "again", saving.AUTOMATIC),
         lambda: saving.Quantize.execute(stock, recipe, "automatic"),
     ):
-        with pytest.raises(part("qarvd.errors").CheckpointError, match="came from another loader.* Load AR Model"):
+        with pytest.raises(part("qarvd.errors").CheckpointError, match=r"came from another loader.* Load AR Model"):
             node()

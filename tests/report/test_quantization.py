@@ -165,7 +165,7 @@ INPUTS = [
 LAYERS = {
     "text.0": Layer(0, 0.0, kept=True),
     "blocks.0.attn.k": Layer(1, 0.002),
-    "blocks.0.attn.v": Layer(1, 0.004),
+    "blocks.0.attn.v": Layer(1, 0.004, bits="4g16"),
     "blocks.0.ffn.0": Layer(2, 0.02),
     "blocks.1.ffn.0": Layer(0, 0.04),
 }
@@ -239,7 +239,7 @@ def test_the_table_has_a_row_for_each_layer_and_nothing_for_one_that_was_kept() 
     assert rows["text.0"]["outliers, w4"] is rows["text.0"]["output error, w4"] is rows["text.0"]["threshold"] is None
     assert rows["blocks.0.attn.v"] == {
         **{"layer": "blocks.0.attn.v", "channels": 4, "threshold": 3.0, "above it": 2},
-        **{"outliers, w4": 1, "output error, w4": 0.004},
+        **{"bits, w4": "4g16", "outliers, w4": 1, "output error, w4": 0.004},
     }
 
 
