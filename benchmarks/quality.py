@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from baselines import frontier
 from baselines.figures import compare, entry, rounded
 from baselines.methods import METHODS, Case, measured
 from baselines.tables import MODELS, markdown
@@ -37,13 +39,15 @@ from qarvd.demo import experiment
 from qarvd.demo.bundle import LATENT_SIDE, embed, load_judge
 from qarvd.demo.prompts import Prompt, split_prompts
 from qarvd.files import replacing
+from qarvd.quantize.model import linear_groups, linear_of
 from qarvd.quantize.rounding.adaround import ITERATIONS
 from qarvd.stream.rollout import roll_out
 
 ROOT = Path(__file__).parents[1]
 OUT, UNTOUCHED = ROOT / "docs" / "quality.json", ROOT / "docs" / "quality_untouched.json"
 PAGE = ROOT / "docs" / "quality.md"
-MARKED = re.compile(r"(<!-- (tables|untouched) -->\n).*?(<!-- end -->)", re.DOTALL)
+CHART = PAGE.with_suffix(".svg")
+MARKED = re.compile(r"(<!-- (frontier|tables|untouched) -->\n).*?(<!-- end -->)", re.DOTALL)
 """Where the tables of OUT and of UNTOUCHED stand in the page."""
 TWIN = ROOT / "tools" / "plant_outliers.py"
 PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
@@ -227,6 +231,7 @@ def main() -> None:
         return
     if args.page:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        CHART.write_text(frontier.chart(frontier.points(summarise(*stored(OUT)), weights())) + "\n", encoding="utf-8")
         return
     wanted = [r for r in runs(args.calibration_seeds) if any(fnmatch.fnmatch(r.key(s), args.only) for s in r.sections)]
     if not wanted:
@@ -261,8 +266,16 @@ def stored(out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
 def filled(page: str, out: Path = OUT, untouched: Path = UNTOUCHED) -> str:
     """`page` with the tables of both files between its marks."""
     tables = {"tables": lambda: markdown(summarise(*stored(out)))}
+    tables["frontier"] = lambda: frontier.table(frontier.points(summarise(*stored(out)), weights()))
     tables["untouched"] = lambda: markdown(summarise(*stored(untouched)), "untouched prompts, ")
     return MARKED.sub(lambda mark: f"{mark[1]}\n{tables[mark[2]]()}\n{mark[3]}", page)
+
+
+def weights() -> int:
+    """How many weights the linears of either model have."""
+    model = load_model("demo")
+    names = chain.from_iterable(linear_groups(model.config.num_layers))
+    return sum(linear_of(model.tree, name).weight.numel() for name in names)
 
 
 def retimed(bench: Bench, run: Run, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

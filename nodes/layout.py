@@ -98,6 +98,8 @@ def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:
 
     Raises CheckpointError where they are not as docs/format.md says, or of another shape than the model's.
     """
+    import comfy.model_management as management
+
     from . import tensors
 
     name = prefix.rstrip(".") or "the linear"
@@ -108,6 +110,7 @@ def _take(module: Any, state_dict: dict[str, Tensor], prefix: str) -> Any:
             f"{name} is a linear of {weight.shape}, outputs and inputs, in the file; the model has "
             f"{tuple(module._orig_shape)} there. The file was written for another model."
         )
+    weight = weight.ready_for(management.get_torch_device())
     layout = tensors.LAYOUTS[weight.codec.format]
     where, dtype = module.factory_kwargs["device"], module.factory_kwargs["dtype"]
     params = layout.params_of(weight, dtype, where)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import comfy.model_management as management
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..qarvd.checkpoint.quantized import MARKER, read_linear, write_linear
+from ..qarvd.checkpoint.quantized import GROUP_SCALE, MARKER, read_linear, write_linear
 from ..qarvd.ops.linear import run_linear, share_input
 from ..qarvd.ops.values import QuantizedActivation
 from ..qarvd.ops.weight import QuantizedWeight
@@ -46,12 +47,14 @@ class HostedLinear(comfy.ops.manual_cast.Linear):
         if f"{prefix}{MARKER}" not in state_dict:
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
-        weight = read_linear(prefix[:-1], state_dict)
+        weight = read_linear(prefix[:-1], state_dict).ready_for(management.get_torch_device())
         bias = state_dict.get(f"{prefix}bias")
         self.quantized = weight
         self.weight = nn.Parameter(weight.codes, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         for key, tensor in write_linear("", weight):
+            if key == f".{GROUP_SCALE}" and weight.group_scale is not None:
+                tensor = weight.group_scale
             if key != ".weight":
                 self.register_buffer(key[1:], tensor)
 

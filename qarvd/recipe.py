@@ -68,7 +68,8 @@ class Recipe:
         if type(self.group) is not int or self.group not in GROUPS[self.weight_bits]:
             possible = ", ".join(str(group) if group else "0 (none)" for group in GROUPS[self.weight_bits])
             raise SettingError(
-                f"The recipe asks for groups of {self.group}; with {self.weight_bits}-bit weights, it can be {possible}."
+                f"The recipe asks for groups of {self.group}; with {self.weight_bits}-bit weights, it can be "
+                f"{possible}."
             )
         if type(self.rotation) is not int or self.rotation not in ROTATIONS:
             possible = ", ".join(str(width) if width else "0 (none)" for width in ROTATIONS)

@@ -21,16 +21,16 @@ FORMATS = {codec.format: codec for codec in CODECS.values()}
 """Codecs by the name of their file format."""
 
 _WEIGHT, _SCALE, _OUTLIERS, _ROTATION = "weight", "weight_scale", "weight_outlier_idx", "weight_rotation"
-_ZERO, _GROUPS, _TABLE = "weight_zero", "weight_group_scale", "weight_table"
+_ZERO, GROUP_SCALE, _TABLE = "weight_zero", "weight_group_scale", "weight_table"
 _DTYPES = {
     _SCALE: torch.float32,
     _OUTLIERS: torch.int32,
     _ROTATION: torch.int32,
     _ZERO: torch.int8,
-    _GROUPS: torch.float8_e4m3fn,
+    GROUP_SCALE: torch.float8_e4m3fn,
     _TABLE: torch.float32,
 }
-_ALSO = {_SCALE: torch.bfloat16, _GROUPS: torch.float32}
+_ALSO = {_SCALE: torch.bfloat16, GROUP_SCALE: torch.float32}
 """Beside scales of groups: row scales are bfloat16 where that loses nothing, and those of groups may be wider."""
 TENSORS = (_WEIGHT, *_DTYPES, MARKER)
 """Ends of the names of the tensors that store a linear, but for its bias."""
@@ -43,7 +43,7 @@ def stored_parts(weight: QuantizedWeight) -> dict[str, Tensor]:
     made[_OUTLIERS] = torch.tensor(split.outliers, dtype=torch.int32)
     if split.rotation:
         made[_ROTATION] = torch.tensor([split.rotation], dtype=torch.int32)
-    others = ((_ZERO, weight.zero), (_GROUPS, weight.group_scale), (_TABLE, weight.table))
+    others = ((_ZERO, weight.zero), (GROUP_SCALE, weight.stored_group_scale), (_TABLE, weight.table))
     return made | {part: tensor for part, tensor in others if tensor is not None}
 
 
@@ -91,7 +91,13 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
             "with ComfyUI's own Load Diffusion Model (0.27 or later), or quantize the full-precision checkpoint."
         )
     codec = FORMATS[format]
-    needed = (_WEIGHT, _SCALE, _OUTLIERS, *([_GROUPS] if codec.group else ()), *([_TABLE] if codec.has_table else ()))
+    needed = [
+        _WEIGHT,
+        _SCALE,
+        _OUTLIERS,
+        *([GROUP_SCALE] if codec.group else []),
+        *([_TABLE] if codec.has_table else []),
+    ]
     missing = [part for part in needed if f"{name}.{part}" not in tensors]
     if missing:
         raise CheckpointError(
@@ -103,8 +109,9 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
     for part, tensor in {_WEIGHT: codes, **parts}.items():
         also = _ALSO.get(part) if codec.group else None
         if tensor is not None and tensor.dtype not in (dtypes[part], also):
-            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {also or dtypes[part]}.")
-    scale, outliers, rotation, groups = parts[_SCALE], parts[_OUTLIERS], parts[_ROTATION], parts[_GROUPS]
+            kinds = " or ".join(str(dtype) for dtype in (also, dtypes[part]) if dtype)
+            raise CheckpointError(f"{name}.{part} is {tensor.dtype}; {format} stores it as {kinds}.")
+    scale, outliers, rotation, groups = parts[_SCALE], parts[_OUTLIERS], parts[_ROTATION], parts[GROUP_SCALE]
     assert scale is not None and outliers is not None
     if codes.ndim != 2 or outliers.ndim != 1 or (rotation is not None and rotation.shape != (1,)):
         found = ((_WEIGHT, codes), (_OUTLIERS, outliers), (_ROTATION, rotation))
@@ -124,7 +131,7 @@ def read_linear(name: str, tensors: dict[str, Tensor]) -> QuantizedWeight:
             f"{name}.weight_scale must be finite and positive, the normal scale at least 1/256 of the outlier scale."
         )
     if groups is not None and not (torch.isfinite(groups.float()).all() and (groups.float() > 0).all()):
-        raise CheckpointError(f"{name}.{_GROUPS} must be finite and positive.")
+        raise CheckpointError(f"{name}.{GROUP_SCALE} must be finite and positive.")
     table = parts[_TABLE]
     if table is not None and not (torch.isfinite(table).all() and (table[1:] >= table[:-1]).all()):
         raise CheckpointError(f"{name}.{_TABLE} must be finite and ascend.")

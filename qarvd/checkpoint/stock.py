@@ -57,8 +57,8 @@ def stock_parts(name: str, weight: QuantizedWeight) -> Stored:
     if format == TENSORWISE:
         turned = {CONVROT: True, WIDTH: width} if width > 1 else {}
         return Stored({"weight": weight.codes, _SCALE: weight.scale[:, 1:]}, {"format": format} | turned)
-    assert weight.group_scale is not None
-    parts = {"weight": weight.codes, _GROUPS: weight.group_scale, _ROWS: weight.scale[:, 1]}
+    assert weight.stored_group_scale is not None
+    parts = {"weight": weight.codes, _GROUPS: weight.stored_group_scale, _ROWS: weight.scale[:, 1]}
     if weight.table is not None:
         parts[_TABLE] = weight.table
     return Stored(parts, {"format": format, GROUP: codec.group, WIDTH: width})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..float64 import from_float8, has_float8
 from .codecs import Codec
 from .split import ChannelSplit, Columns
 from .values import DecodedWeight, PackedWeight, Prepared
@@ -97,6 +98,15 @@ class QuantizedWeight:
         return narrow if narrow.is_meta or torch.equal(narrow.float(), self.scale) else self.scale
 
     @property
+    def stored_group_scale(self) -> Tensor | None:
+        """`group_scale` as files hold it: in 8 bits, where that loses nothing."""
+        wide = self.group_scale
+        if wide is None or wide.dtype != torch.float32 or wide.is_meta:
+            return wide
+        narrow = wide.cpu().to(torch.float8_e4m3fn)
+        return narrow if torch.equal(narrow.float(), wide.cpu()) else wide
+
+    @property
     def columns(self) -> Columns:
         """How tokens become what the codes are multiplied by."""
         return Columns(self.order, self.split.n_outlier, self.split.rotation)
@@ -119,11 +129,17 @@ class QuantizedWeight:
         """Float32 [out, in] of the logical input channels."""
         return self.columns.to_logical(self.decoded.restore())
 
+    def ready_for(self, device: torch.device) -> QuantizedWeight:
+        """The same weight where it is, of tensors that can be moved to `device`."""
+        if self.group_scale is None or has_float8(device):
+            return self
+        return replace(self, group_scale=self.group_scale.float())
+
     def to(self, device: torch.device | str) -> QuantizedWeight:
-        """The same weight on another device."""
+        """The same weight on another device; scales of groups become float32 on one without 8-bit floats."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
+            return None if tensor is None else from_float8(tensor, torch.device(device))
 
         codes, scale = self.codes.to(device), self.scale.to(device)
         parts = map(moved, (self.zero, self.group_scale, self.table))

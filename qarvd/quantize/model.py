@@ -100,9 +100,10 @@ def quantize_tree(
     reports = []
     for names in linear_groups(num_layers):
         linears = [linear_of(tree, name) for name in names]
+        device = linears[0].weight.device
         for linear, report in quantize_group(names, linears, recipe, recipe_codec(recipe)):
             if linear is not None:
-                tree.set_submodule(report.name, linear)
+                tree.set_submodule(report.name, linear.to(device))
             reports.append(report)
             on_layer(report.name)
     return reports
@@ -138,11 +139,12 @@ def quantize_group(
     """Quantize linears that read one input, of which `stats` tells; None for one that stays in full precision.
 
     Without a `codec` all stay; `stats` are of so many `clips`, whose samples, one a model call, have `sample_tokens`.
-    Fitting to `stats` takes float64, so for a device without it the results are on the CPU.
+    Fitting takes float64, and groups 8-bit floats, so for a device without them the results are on the CPU.
     """
     precise = float64_device(linears[0].weight.device)
-    if stats is not None and linears[0].weight.device != precise:
-        linears, stats = [copy.deepcopy(linear).to(precise) for linear in linears], stats.to(precise)
+    if linears[0].weight.device != precise and (stats is not None or (codec is not None and codec.group)):
+        linears = [copy.deepcopy(linear).to(precise) for linear in linears]
+        stats = None if stats is None else stats.to(precise)
     weights = [linear.weight for linear in linears]
     reason = "given 16 bits by the bit budget"
     if codec is not None:

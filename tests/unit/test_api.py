@@ -215,7 +215,7 @@ def test_bad_prompts_and_recipes_are_refused(tiny: Model, prompts: Path, tmp_pat
         (lambda: stream(tiny, "a cat on a sofa"), PromptError, "a cat on a sofa"),
         (lambda: stream(load("demo"), "a cat"), PromptError, "a cat"),
         (lambda: stream(tiny, few, changes={2: prompts}), PromptError, r"changes\[2\] must hold .* 3, not \d"),
-        (lambda: quantize(tiny, "w2a2"), SettingError, "no recipe 'w2a2'; choose from w8a8, w4a8"),
+        (lambda: quantize(tiny, "w2a2"), SettingError, "no recipe 'w2a2'; choose from w8a8, w6a8, w4a8, w3a8"),
         (lambda: quantize(tiny, "w4a8", few), PromptError, "Calibration needs at least 4 prompts; 3 were given"),
         (lambda: quantize(tiny, budget), SettingError, "need calibration; give prompts"),
         (lambda: quantize(tiny, Recipe(target="1KB"), prompts), SettingError, "1KB"),
@@ -228,5 +228,5 @@ def test_bad_prompts_and_recipes_are_refused(tiny: Model, prompts: Path, tmp_pat
 
 def test_a_size_is_met_with_prompts(tiny: Model, prompts: Path) -> None:
     made = quantize(tiny, Recipe(target="6 bits"), prompts, chunks=2, size=(48, 32))
-    assert weight_bits(made.tree) > 4 and made.recipe is not None and made.recipe.target == "6 bits"
-    assert {m.weight.codec.bits for m in made.tree.modules() if isinstance(m, QuantizedLinear)} == {4, 8}
+    assert 4 < weight_bits(made.tree) <= 6 and made.recipe is not None and made.recipe.target == "6 bits"
+    assert len({m.weight.codec.name for m in made.tree.modules() if isinstance(m, QuantizedLinear)}) > 1

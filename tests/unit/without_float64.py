@@ -1,4 +1,4 @@
-"""A device without float64 numbers, such as Apple's: as strict as the real one, and it computes on the CPU.
+"""A device without float64 and 8-bit floats, such as Apple's: as strict as the real one, and it computes on the CPU.
 
 Torch can learn of a device only once in a process, so what is tried there runs in one of its own: `python
 without_float64.py FILE` writes the results of CASES.
@@ -32,7 +32,7 @@ from qarvd.stream.rollout import roll_out
 from qarvd.wan.rope import grid_rotation, time_shift
 
 NAME = "apple"
-MISSING = (torch.float64, torch.complex128)
+MISSING = (torch.float64, torch.complex128, torch.float8_e4m3fn)
 COPIES = ("aten::_to_copy", "aten::copy_")
 """What may have tensors on both devices."""
 
@@ -175,7 +175,7 @@ def calibrated(device: torch.device) -> dict[str, Tensor]:
     return {
         "effects": made.errors,
         "call effects": made.call_errors,
-        "bits": torch.tensor([report.bits for report in reports]),
+        "bits": torch.tensor([list(report.bits.ljust(4).encode()) for report in reports]),
         "errors": torch.tensor(errors),
         "latents": stream(model, device),
     }

@@ -33,10 +33,9 @@ def unpack_planes(packed: Tensor, widths: Sequence[int]) -> Tensor:
     """The inverse of `pack_planes`."""
     bits, bytes_ = sum(widths), packed.view(torch.uint8)
     columns = packed.shape[-1] * 8 // bits
-    codes = torch.zeros(*packed.shape[:-1], columns, dtype=torch.uint8, device=packed.device)
-    start = 0
+    codes, start = bytes_.new_zeros((*packed.shape[:-1], columns)), 0
     for width, shift in zip(widths, accumulate(widths, initial=0), strict=False):
-        plane = bytes_[..., start : (start := start + columns * width // 8), None]
-        part = plane >> torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device) & ((1 << width) - 1)
-        codes |= part.flatten(-2) << shift
+        plane = bytes_[..., start : (start := start + columns * width // 8)]
+        parts = [plane >> bit & ((1 << width) - 1) for bit in range(0, 8, width)]
+        codes |= torch.stack(parts, dim=-1).flatten(-2) << shift
     return codes.view(torch.int8)
