@@ -212,3 +212,27 @@ def test_a_block_compiles_without_a_break_in_the_graph(
         actual = torch.compile(block, fullgraph=True, backend=backend)(x)
     # On a CPU, compiled code runs the reference, which the faster backend matches to half a step of the normal range.
     assert (actual - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("device", ["mps", "cpu"])
+def test_scales_of_groups_can_be_moved_to_a_card_without_8_bit_floats(
+    part: Part, stored: Any, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """In ComfyUI's own linears and in ours; what is saved again is as it was."""
+    import comfy.model_management as management
+    import comfy.ops
+
+    assert part("nodes.layout").register() is None
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device(device))
+    weight = part("qarvd.ops.weight").sample_weight(part("qarvd.ops.codecs").CODECS["int4g16"])
+    native = comfy.ops.mixed_precision_ops({}, torch.float32).Linear(192, 32, bias=False, device="cpu")
+    native.load_state_dict(stored(weight))
+    hosted = part("nodes.linears").operations().Linear(192, 32, bias=False, device="cpu", dtype=torch.float32)
+    nn.ModuleDict({"q": hosted}).load_state_dict({f"q.{k}": t for k, t in stored(weight).items()}, strict=False)
+    x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
+    held = native.weight._params.group_scale, hosted.weight_group_scale
+    assert {tensor.dtype for tensor in held} == {torch.float32 if device == "mps" else torch.float8_e4m3fn}
+    expected = part("qarvd.ops.linear").run_linear(x, weight, None)
+    assert torch.equal(native(x), expected) and torch.equal(hosted(x), expected)
+    saved = native.state_dict()["weight_group_scale"]
+    assert saved.dtype == torch.float8_e4m3fn and torch.equal(saved.float(), weight.group_scale.float())
