@@ -69,7 +69,8 @@ def read_stock(name: str, marker: Mapping[str, Any], tensors: dict[str, Tensor])
 
     Raises CheckpointError for what does not fit together, and for the few forms that our kernels can't run.
     """
-    format, conf = marker["format"], {**(marker.get("params") or {}), **marker}
+    format, nested = marker["format"], marker.get("params")
+    conf = {**(nested if isinstance(nested, dict) else {}), **marker}
 
     def taken(part: str, *dtypes: torch.dtype) -> Tensor:
         tensor = tensors.pop(f"{name}.{part}", None)
@@ -100,10 +101,11 @@ def read_stock(name: str, marker: Mapping[str, Any], tensors: dict[str, Tensor])
             relative = relative.repeat_interleave(channels // relative.shape[1] // GROUPS[-1], dim=1)
         table = tensors.pop(f"{name}.{_TABLE}", None)
         if table is None and bits == 4:
-            table = torch.arange(-8.0, 8.0)
+            table = torch.arange(-8, 8)
         rows = taken(_ROWS, torch.float32)
+        table = None if table is None else table.float()
         return _single(codes, bits, channels // relative.shape[1], width, rows, relative, table)
-    except (ShapeError, SettingError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (ShapeError, SettingError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{name}, stored as {format}, can't be read: {error}") from error
 
 

@@ -183,6 +183,11 @@ def test_files_of_others_are_read(recipe: Recipe, change: Callable[[dict[str, Te
         (lambda t: marked(t, group_size=8), "can't be read"),
         (lambda t: marked(t, convrot_groupsize=4), "rotated in blocks of 4, and qarvd knows"),
         (lambda t: marked(t, convrot_groupsize="wide"), "can't be read"),
+        (lambda t: marked(t, group_size=float("inf")), "can't be read"),
+        (lambda t: marked(t, params=[3], group_size=0), "can't be read"),
+        (lambda t: t.update({f"{NAME}.weight_s_channel": torch.ones(7)}), "can't be read"),
+        (lambda t: t.update({f"{NAME}.weight_codebook": torch.ones(3)}), "can't be read"),
+        (lambda t: t.update({f"{NAME}.weight_s_rel": t[f"{NAME}.weight_s_rel"][0]}), "can't be read"),
         (lambda t: marked(t, format="nvfp4"), "stored as 'nvfp4'; qarvd reads its own formats and asym_w4a8_int8 and"),
     ],
 )
