@@ -15,11 +15,10 @@ from machine.tables import markdown
 from torch import Tensor
 
 from qarvd.checkpoint.quantized import write_linear
-from qarvd.ops.codecs import codec_of
 from qarvd.ops.split import ALIGNMENT, ChannelSplit
 from qarvd.ops.weight import QuantizedWeight
-from qarvd.quantize.model import linear_groups
-from qarvd.recipe import RECIPES
+from qarvd.quantize.model import linear_groups, recipe_codec
+from qarvd.recipe import RECIPES, Recipe
 from qarvd.stream.presets import CACHES, Preset
 from qarvd.wan.config import WanConfig
 from qarvd.wan.tree import WanTree
@@ -39,33 +38,39 @@ WINDOWS = {
 DTYPE = torch.bfloat16
 
 
-def quantized(shape: tuple[int, int], bits: int, outliers: int) -> QuantizedWeight:
-    """A weight of that shape [out, in] with zero points, whose tensors hold nothing."""
+def quantized(shape: tuple[int, int], recipe: Recipe, outliers: int) -> QuantizedWeight:
+    """A weight of that shape [out, in], with zero points if it can have them, whose tensors hold nothing."""
     out, channels = shape
-    codec, meta = codec_of(bits), torch.device("meta")
-    codes = torch.empty(out, channels * bits // 8, dtype=codec.stored, device=meta)
-    scale, zero = torch.empty(out, 2, device=meta), torch.empty(out, 2, dtype=torch.int8, device=meta)
-    return QuantizedWeight(codec, ChannelSplit(channels, tuple(range(outliers))), codes, scale, zero)
+    codec, meta = recipe_codec(recipe), torch.device("meta")
+    codes = torch.empty(out, channels * codec.bits // 8, dtype=codec.stored, device=meta)
+    scale = torch.empty(out, 2, device=meta)
+    split = ChannelSplit(channels, tuple(range(outliers)), recipe.rotation_of(channels))
+    if not codec.group:
+        zero = None if recipe.symmetric else torch.empty(out, 2, dtype=torch.int8, device=meta)
+        return QuantizedWeight(codec, split, codes, scale, zero)
+    relative = torch.empty(out, channels // codec.group, dtype=torch.float8_e4m3fn, device=meta)
+    table = torch.empty(len(codec.table), device=meta) if codec.has_table else None
+    return QuantizedWeight(codec, split, codes, scale, None, relative, table)
 
 
-def tensors(config: WanConfig, bits: int, share: float = 0.0) -> Iterator[Tensor]:
-    """All tensors of a file whose linears have `bits` bits (16: as they come) and a `share` of outlier channels."""
+def tensors(config: WanConfig, recipe: Recipe | None, share: float = 0.0) -> Iterator[Tensor]:
+    """All tensors of a file by that recipe (None: in full precision), with a `share` of outlier channels."""
     with torch.device("meta"):
         state = WanTree(config).to(DTYPE).state_dict()
-    names = {f"{name}.weight" for group in linear_groups(config.num_layers) for name in group} if bits < 16 else set()
+    names = {f"{name}.weight" for group in linear_groups(config.num_layers) for name in group}
     for key, tensor in state.items():
-        if key in names:
+        if recipe is not None and key in names:
             out, channels = tensor.shape  # multiples of ALIGNMENT in every model here; others would stay in 16 bits
             outliers = int(channels * share) // ALIGNMENT * ALIGNMENT
-            weight = quantized((out, channels), bits, outliers)
+            weight = quantized((out, channels), recipe, outliers)
             yield from (tensor for _, tensor in write_linear(key.removesuffix(".weight"), weight))
         else:
             yield tensor
 
 
-def file_bytes(config: WanConfig, bits: int, share: float = 0.0) -> int:
+def file_bytes(config: WanConfig, recipe: Recipe | None, share: float = 0.0) -> int:
     """Bytes of all `tensors`."""
-    return sum(tensor.nbytes for tensor in tensors(config, bits, share))
+    return sum(tensor.nbytes for tensor in tensors(config, recipe, share))
 
 
 def cache_bytes(config: WanConfig, preset: Preset, frames: int | None, codec: str) -> int:
@@ -83,8 +88,8 @@ def file_table(models: dict[str, WanConfig]) -> list[list[str]]:
     """Files by recipe; what half of all channels being outliers, the most there can be, adds to them."""
     lines = [["model", "full, 16 bits", *map(str.upper, RECIPES), "outlier lists, at most"]]
     for name, config in models.items():
-        sizes = [file_bytes(config, bits) for bits in (16, *(recipe.weight_bits for recipe in RECIPES.values()))]
-        lists = file_bytes(config, 8, 0.5) - file_bytes(config, 8)
+        sizes = [file_bytes(config, recipe) for recipe in (None, *RECIPES.values())]
+        lists = file_bytes(config, RECIPES["w8a8"], 0.5) - file_bytes(config, RECIPES["w8a8"])
         lines.append([name, *(f"{size / 1e9:.2f} GB" for size in sizes), f"{lists / 1e6:.1f} MB"])
     return lines
 

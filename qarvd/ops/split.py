@@ -41,29 +41,37 @@ class Columns(NamedTuple):
         for size in (self.n_outlier, channels - self.n_outlier):
             rotate(torch.zeros(1, size, device=device), self.width(size))
 
+    def to_ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outlier range and the normal one of `x` [..., channels] as kernels multiply it."""
+        return self._rotated(self._ordered(x))
+
     def to_columns(self, x: Tensor) -> Tensor:
         """`x` [..., channels] as kernels multiply it."""
-        if self.order is not None:
-            x = x.gather(-1, self.order.long().expand(x.shape))  # several times faster than indexing on a CPU
-        return self._rotated(x)
+        return self._joined(self._ordered(x))
 
     def to_logical(self, columns: Tensor) -> Tensor:
         """The inverse of `to_columns`."""
-        columns = self._rotated(columns)
+        columns = self._joined(columns)
         if self.order is None:
             return columns
         logical = torch.empty_like(columns)
         logical[..., self.order.long()] = columns
         return logical
 
-    def _rotated(self, columns: Tensor) -> Tensor:
-        n, channels = self.n_outlier, columns.shape[-1]
+    def _ordered(self, x: Tensor) -> Tensor:
+        # Gathering is several times faster than indexing on a CPU.
+        return x if self.order is None else x.gather(-1, self.order.long().expand(x.shape))
+
+    def _rotated(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        outlier, normal = columns[..., : self.n_outlier], columns[..., self.n_outlier :]
+        return rotate(outlier, self.width(self.n_outlier)), rotate(normal, self.width(normal.shape[-1]))
+
+    def _joined(self, columns: Tensor) -> Tensor:
+        """`_rotated`, both ranges together."""
         if not self.rotation:
             return columns
-        if not n:
-            return rotate(columns, self.width(channels))
-        outlier, normal = columns[..., :n], columns[..., n:]
-        return torch.cat([rotate(outlier, self.width(n)), rotate(normal, self.width(channels - n))], dim=-1)
+        outlier, normal = self._rotated(columns)
+        return torch.cat([outlier, normal], dim=-1) if self.n_outlier else normal
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,7 @@ def quantize_activation(x: Tensor, columns: Columns, guard: float) -> Tokens:
 
 
 def _quantized(rows: Tensor, columns: Columns, guard: float) -> Tokens:
-    turned = columns.to_columns(rows.float())
-    return reference.quantize_ranges(turned[:, : columns.n_outlier], turned[:, columns.n_outlier :], guard)
+    return reference.quantize_ranges(*columns.to_ranges(rows.float()), guard)
 
 
 def kv_append(key: Tensor, value: Tensor, key_offset: Tensor | None, ring: Ring, position: int) -> None:
