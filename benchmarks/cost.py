@@ -161,7 +161,7 @@ def peaks(config: WanConfig, prompts: int) -> list[dict[str, object]]:
     """What each stage holds in bfloat16, one clip at a time: models, caches; the widest activations, or sums.
 
     Blocks that are not walked through lie in the host's memory, and so do the texts of all prompts, once their
-    embedding is fitted.
+    embedding is fitted, and what a bit budget chooses among (4 bytes a weight).
     """
     linears = weights_of(config)
     full, quantized = 2 * linears, linears / 2
@@ -175,7 +175,7 @@ def peaks(config: WanConfig, prompts: int) -> list[dict[str, object]]:
     stages = [
         ("record and measure chunks", full + quantized, CHUNKS * cache, call),
         ("measure calls", full + quantized, followed * cache, call),
-        ("choose bits for a target", full + 1.5 * linears, CHUNKS * cache, gradients),
+        ("choose bits for a target", full, CHUNKS * cache, gradients),
         ("fit the text embedding", 2 * config.dim * (config.text_dim + config.dim), 0, texts + 32 * config.text_dim**2),
         # While sums are taken, two of them and what is added; while a linear is fitted, its two sums and six like them,
         # and later three, beside the roundings that are kept.

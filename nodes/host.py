@@ -45,6 +45,8 @@ class About:
     notes: Mapping[str, object] = field(default_factory=dict)
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     """The dtype in which the file held each tensor."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """The format in which the file held each quantized linear."""
 
 
 def patcher_of(model: Model) -> Any:
@@ -59,7 +61,7 @@ def patcher_of(model: Model) -> Any:
         patcher = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=metadata)
     else:
         patcher = build(model.config, tensors, options.get("custom_operations"))
-    about = About(model.preset_name, model.quantized, model.recipe, model.notes, model.dtypes)
+    about = About(model.preset_name, model.quantized, model.recipe, model.notes, model.dtypes, model.formats)
     patcher.set_attachments(ATTACHMENT, about)
     return patcher
 
@@ -182,7 +184,8 @@ def library_model(patcher: Any, family: str = AUTOMATIC) -> Model:
         refuse_quantized(stored)
     tensors = {key: merged(patcher, key, value) for key, value in stored.items()}
     found = assemble(tensors, config.transformer_metadata(), name, known.recipe, known.notes)
-    return replace(found, dtypes={key: known.dtypes.get(key, dtype) for key, dtype in found.dtypes.items()})
+    dtypes = {key: known.dtypes.get(key, dtype) for key, dtype in found.dtypes.items()}
+    return replace(found, dtypes=dtypes, formats=known.formats)
 
 
 def refuse_quantized(stored: Mapping[str, Tensor]) -> None:
@@ -191,7 +194,8 @@ def refuse_quantized(stored: Mapping[str, Tensor]) -> None:
     if formats & {*FORMATS, *STOCK}:
         raise CheckpointError(
             f"This MODEL is quantized as {' and '.join(sorted(map(str, formats)))}, but came from another loader, "
-            "which does not tell how it was made. Load its file with Load AR Model."
+            "which does not tell how it was made. Load its file with Load AR Model; or, to quantize it anew, start "
+            "from the full-precision checkpoint."
         )
     if formats:
         raise CheckpointError(

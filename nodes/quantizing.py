@@ -33,7 +33,7 @@ from .store import kept_at, recalled
 
 AUTOMATIC = "automatic: the format of the recipe"
 QARVD = "qarvd (dual scale, this pack loads it)"
-FORMATS = {AUTOMATIC: None, QARVD: OURS} | {f"{name} (ComfyUI loads it without this pack)": name for name in STOCK}
+FILES = {AUTOMATIC: None, QARVD: OURS} | {f"{name} (ComfyUI loads it without this pack)": name for name in STOCK}
 """Formats of files by what Save Quantized Model calls them."""
 
 NO_STATISTICS = (
@@ -180,7 +180,7 @@ class SaveModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format",
-                    options=list(FORMATS),
+                    options=list(FILES),
                     default=AUTOMATIC,
                     tooltip=(
                         "qarvd keeps both scales, and needs this pack to load. The other formats load without it, and "
@@ -199,11 +199,11 @@ class SaveModel(io.ComfyNode):
         folder = Path(folder_paths.get_output_directory(), "diffusion_models")
         folder.mkdir(parents=True, exist_ok=True)
         taken, path = free_name(folder, name)
-        there = find(taken, found, FORMATS[format])
+        there = find(taken, found, FILES[format])
         if there is not None:
             path = there
         else:
-            save(found, path, FORMATS[format])
+            save(found, path, FILES[format])
         text = f"{path.name}: {path.stat().st_size / 1e6:.2f} MB{', which was there already' if there else ''}"
         return io.NodeOutput(str(path), ui={"text": [text]})
 

@@ -13,13 +13,13 @@ from ..qarvd.recipe import Recipe as Choices
 from .models import CATEGORY
 from .sockets import Recipe
 
-FORMATS = {
+BEGINNINGS = {
     "W4A8: 4-bit weights": RECIPES["w4a8"],
     "W8A8: 8-bit weights": RECIPES["w8a8"],
     "W6A8: 6-bit weights": RECIPES["w6a8"],
     "W3A8: 3-bit weights": RECIPES["w3a8"],
     "stock W4A8: asym_w4a8_int8, for ComfyUI without this pack": RECIPES["w4a8"].in_format("asym_w4a8_int8"),
-    "stock W6A8: asym_w4a8_int8 with 6 bits": RECIPES["w6a8"].in_format("asym_w4a8_int8"),
+    "stock W6A8: asym_w4a8_int8 of 6 bits, for comfy-kitchen 0.2.40": RECIPES["w6a8"].in_format("asym_w4a8_int8"),
     "stock int8 ConvRot: rotated, for ComfyUI without this pack": RECIPES["w8a8"].in_format("int8_tensorwise"),
     "stock int8: one scale a row, for ComfyUI without this pack": replace(
         RECIPES["w8a8"].in_format("int8_tensorwise"), rotation=0
@@ -45,8 +45,8 @@ class MakeRecipe(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "format",
-                    options=list(FORMATS),
-                    default=next(iter(FORMATS)),
+                    options=list(BEGINNINGS),
+                    default=next(iter(BEGINNINGS)),
                     tooltip=(
                         "Fewer bits make a smaller file of lower quality. The stock formats have no second scale: "
                         "Save Quantized Model writes files that ComfyUI loads without this pack."
@@ -67,7 +67,7 @@ class MakeRecipe(io.ComfyNode):
                     default="gptq",
                     tooltip=(
                         "How weights are rounded. gptq: the least error for the time. adaround: as published, and "
-                        "slow. nearest: without data, and much worse."
+                        "slow; it needs group none. nearest: without data, and much worse."
                     ),
                 ),
                 io.Boolean.Input(
@@ -98,8 +98,8 @@ class MakeRecipe(io.ComfyNode):
                     default=AS_FORMAT,
                     optional=True,
                     tooltip=(
-                        "How many weights of a row share a scale, with fewer than 8 bits. Smaller groups make a larger "
-                        "file of higher quality. none: the whole row shares one scale."
+                        "How many weights of a row share a scale. Smaller groups make a larger file of higher quality. "
+                        "none: the whole row shares one, as 8-bit weights always do."
                     ),
                 ),
                 io.Combo.Input(
@@ -130,7 +130,7 @@ class MakeRecipe(io.ComfyNode):
         group: str = AS_FORMAT,
         rotation: str = AS_FORMAT,
     ) -> io.NodeOutput:
-        begun = FORMATS[format]
+        begun = BEGINNINGS[format]
         chosen = {"group": group, "rotation": rotation}
         widths = {name: int(width) if width != NONE else 0 for name, width in chosen.items() if width != AS_FORMAT}
         recipe = replace(

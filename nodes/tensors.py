@@ -52,7 +52,7 @@ class DualScaleLayout(QuantizedLayout):
         guard: float
         """See QuantizedWeight.guard."""
         group_scale: Tensor | None = None
-        """float8_e4m3fn [out, in / group]."""
+        """float8_e4m3fn or float32 [out, in / group]."""
         table: Tensor | None = None
         """float32 [2^bits]."""
         transposed: bool = False

@@ -63,7 +63,7 @@ def quantize(
     seed: int = SEED,
     minutes: float | None = 30.0,
 ) -> Model:
-    """A quantized copy of `model`, where that lies; `recipe` is "w8a8", "w4a8" or one of your own.
+    """A quantized copy of `model`, where that lies; `recipe` is the name of one of `RECIPES`, or one of your own.
 
     With `prompts`, at least 4, the model is calibrated on clips of so many `chunks` and of `size` (width, height) in
     pixels; of the prompts as many are taken as fit the `minutes` (None: all). Without prompts, weights are rounded to

@@ -18,6 +18,11 @@ def to_float64(x: Tensor) -> Tensor:
     return x.to(float64_device(x.device)).double()
 
 
+def to_float8(x: Tensor) -> Tensor:
+    """`x` in 8-bit floats (e4m3), on `float64_device(x.device)`."""
+    return x.to(float64_device(x.device)).to(torch.float8_e4m3fn)
+
+
 def has_float8(device: torch.device) -> bool:
     """Whether tensors of 8-bit floats are known to be possible on `device`."""
     return device.type in _HAVE_THEM

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import gcd
 
@@ -74,6 +74,11 @@ class Recipe:
         if type(self.rotation) is not int or self.rotation not in ROTATIONS:
             possible = ", ".join(str(width) if width else "0 (none)" for width in ROTATIONS)
             raise SettingError(f"The recipe asks for a rotation by {self.rotation}; it can be {possible}.")
+        if self.rounding == WHOLE and self.group:
+            raise SettingError(
+                f"{WHOLE} chooses between whole numbers, which codes of groups are not. Take gptq, or no groups "
+                "(--group 0; on the node Recipe, group: none)."
+            )
         if self.format not in FORMATS:
             raise SettingError(f"The recipe's format is {self.format!r}; choose one of {', '.join(FORMATS)}.")
         if self.format != OURS:
@@ -97,27 +102,29 @@ class Recipe:
             "zero points": not self.symmetric,
         }
         if asked := [what for what, is_wrong in wrong.items() if is_wrong]:
-            bits = " or ".join(map(str, holds.groups))
-            grouped = " in groups of 16, 32 or 64" if any(map(any, holds.groups.values())) else ""
-            widths = ", ".join(map(str, holds.rotations))
+            bits, grouped = " or ".join(map(str, holds.groups)), next(iter(holds.groups.values()))
+            groups = f" in groups of {_either(grouped)}" if any(grouped) else ""
             raise SettingError(
-                f"{self.format} holds symmetric weights of {bits} bits{grouped}, rotated by one of {widths} (0: not), "
+                f"{self.format} holds symmetric weights of {bits} bits{groups}, rotated by {_either(holds.rotations)}, "
                 f"without outliers; the recipe asks for {', '.join(asked)}."
             )
 
     @property
     def options(self) -> tuple[tuple[int, int], ...]:
-        """Bits and group of the weights that a bit budget chooses among, those of 16 bits apart."""
+        """Bits and group of the weights that a bit budget chooses among, those of 16 bits apart.
+
+        In ComfyUI's own formats, those that any version of them has: 4 bits, which are always rotated, and 8.
+        """
+        options = tuple(option for option in OPTIONS if not (self.rounding == WHOLE and option[1]))
         if self.format == OURS:
-            return OPTIONS
-        held = {bits: groups for format in STOCK.values() for bits, groups in format.groups.items()}
-        return tuple(o for o in OPTIONS if o[1] in held.get(o[0], ()) and (self.rotation or not o[1]))
+            return options
+        return tuple((b, g) for b, g in options if b == 8 or (b == 4 and g and self.rotation))
 
     def rotation_of(self, channels: int) -> int:
         """By what a single range of so many channels is rotated: in ComfyUI's formats, a power of 4 that divides it."""
         if self.format == OURS or not self.rotation:
             return self.rotation
-        return max(width for width in POWERS_OF_4 if gcd(channels, self.rotation) % width == 0)
+        return max((width for width in POWERS_OF_4 if gcd(channels, self.rotation) % width == 0), default=0)
 
     def in_format(self, format: str) -> Recipe:
         """The nearest recipe whose weights a file of that format can hold. Raises SettingError for an unknown one."""
@@ -166,6 +173,13 @@ class Recipe:
         return cls(**values)
 
 
+def _either(numbers: Sequence[int]) -> str:
+    """As a choice; 0 is none."""
+    return " or ".join(str(number) if number else "nothing" for number in numbers)
+
+
+WHOLE = "adaround"
+"""The rounding method that knows whole numbers only."""
 GROUPS = {3: (16, 32, 64), 4: (0, 16, 32, 64), 6: (0, 16, 32, 64), 8: (0,)}
 """Bits of weights, and the groups of columns that may share a scale with them."""
 OPTIONS = ((3, 64), (3, 16), (4, 0), (4, 64), (4, 16), (6, 64), (8, 0))

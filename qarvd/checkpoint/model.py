@@ -145,8 +145,8 @@ def assemble(
 def _unknown_family(quantized: bool) -> str:
     if quantized:
         return (
-            "The file holds quantized linears of qarvd, but does not say their family, which ComfyUI's own Save node "
-            "(ModelSave) drops. Name it"
+            "The file holds quantized linears, but does not say their family: ComfyUI's own Save node (ModelSave) "
+            "drops it, and other programs do not record it. Name it"
         )
     return (
         "The file does not say which autoregressive family it belongs to (ComfyUI's own Save node drops that), and "
@@ -202,23 +202,29 @@ def written_dtype(model: Model, key: str, tensor: Tensor) -> torch.dtype:
 
 
 def stored_tensors(model: Model, format: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a file in that format, or in that of the model's recipe.
+    """All tensors of a file in that format, or in that of the model's recipe, or, without one, of its file.
 
     Raises SettingError where the format can't hold the model's linears.
     """
-    format = format or (OURS if model.recipe is None else model.recipe.format)
-    tensors = state_tensors(model, format in STOCK)
-    held = {declared(tensor).get("format") for key, tensor in tensors.items() if key.endswith(f".{MARKER}")}
-    if format in STOCK and format not in held:
-        why = f"has the bits of {' and '.join(sorted(map(str, held)))}" if held else "is in full precision"
-        raise SettingError(f"The model {why}. For a file in {format}, quantize it with a recipe of that format.")
+    if model.recipe is not None:
+        known = model.recipe.format
+    else:
+        known = next((held for held in model.formats.values() if held in STOCK), OURS)
+    tensors = state_tensors(model, (format or known) in STOCK)
+    stored = {declared(tensor).get("format") for key, tensor in tensors.items() if key.endswith(f".{MARKER}")}
+    if format in STOCK and format not in stored:
+        other = " and ".join(sorted(map(str, stored)))
+        why = f"would be stored as {other}" if other else "are in full precision"
+        raise SettingError(
+            f"The model's linears {why}. For a file in {format}, quantize it with a recipe of that format."
+        )
     return tensors
 
 
 def save(model: Model, path: Path, format: str | None = None) -> None:
     """Write `model` as safetensors, to a temporary name first. Raises SettingError where that cannot be done.
 
-    `format` is that of the model's recipe, if not another one that can hold it.
+    `format`, if it is not that of the model's recipe, must be able to hold it.
     """
     tensors = stored_tensors(model, format)
     versions = {"qarvd": __version__, "torch": version("torch"), "format": FORMAT}

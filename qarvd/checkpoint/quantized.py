@@ -66,8 +66,8 @@ def declared(marker: Tensor | None) -> dict[str, Any]:
     if marker is None or marker.dtype != torch.uint8:
         return {}
     try:
-        found = json.loads(bytes(marker.tolist()))
-    except ValueError:
+        found = json.loads(bytes(marker.flatten().tolist()))
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("format"), str) else {}
 

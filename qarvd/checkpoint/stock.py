@@ -17,15 +17,16 @@ from ..ops.codecs import codec_of
 from ..ops.codecs.grouped import GROUPS
 from ..ops.split import ChannelSplit
 from ..ops.weight import QuantizedWeight
-from ..recipe import ROTATIONS, STOCK
+from ..recipe import POWERS_OF_4, STOCK
 
 ASYM, TENSORWISE = STOCK
 BY_BITS = {bits: name for name, held in STOCK.items() for bits in held.groups}
 """The format that holds weights of so many bits."""
 _GROUPS, _ROWS, _TABLE, _CORRECTION = "weight_s_rel", "weight_s_channel", "weight_codebook", "weight_correction"
 _SCALE = "weight_scale"
-CONVROT, WIDTH, GROUP = "convrot", "convrot_groupsize", "group_size"
+_CONVROT, _WIDTH, _GROUP = "convrot", "convrot_groupsize", "group_size"
 """What a marker says beside the format."""
+LEAST_SCALE = 1e-12
 
 
 class Stored(NamedTuple):
@@ -55,13 +56,13 @@ def stock_parts(name: str, weight: QuantizedWeight) -> Stored:
             f"a recipe whose format is {' or '.join(STOCK)}."
         )
     if format == TENSORWISE:
-        turned = {CONVROT: True, WIDTH: width} if width > 1 else {}
+        turned = {_CONVROT: True, _WIDTH: width} if width > 1 else {}
         return Stored({"weight": weight.codes, _SCALE: weight.scale[:, 1:]}, {"format": format} | turned)
     assert weight.stored_group_scale is not None
     parts = {"weight": weight.codes, _GROUPS: weight.stored_group_scale, _ROWS: weight.scale[:, 1]}
     if weight.table is not None:
         parts[_TABLE] = weight.table
-    return Stored(parts, {"format": format, GROUP: codec.group, WIDTH: width})
+    return Stored(parts, {"format": format, _GROUP: codec.group, _WIDTH: width})
 
 
 def read_stock(name: str, marker: Mapping[str, Any], tensors: dict[str, Tensor]) -> QuantizedWeight:
@@ -83,7 +84,7 @@ def read_stock(name: str, marker: Mapping[str, Any], tensors: dict[str, Tensor])
         return tensor
 
     try:
-        width = int(conf.get(WIDTH, 256)) if format == ASYM or conf.get(CONVROT) else 0
+        width = int(conf.get(_WIDTH, 256)) if format == ASYM or conf.get(_CONVROT) else 0
         codes = taken("weight", torch.int8)
         if format == TENSORWISE:
             scale = taken(_SCALE, torch.float32).reshape(-1)
@@ -95,8 +96,10 @@ def read_stock(name: str, marker: Mapping[str, Any], tensors: dict[str, Tensor])
             )
         relative = taken(_GROUPS, torch.float8_e4m3fn, torch.float32, torch.uint8)
         relative = relative.view(torch.float8_e4m3fn) if relative.dtype == torch.uint8 else relative
-        channels = relative.shape[1] * int(conf.get(GROUP, 16))
+        channels = relative.shape[1] * int(conf.get(_GROUP, 16))
         bits = codes.shape[1] * 8 // channels
+        if bits not in (4, 6) or bits * channels != codes.shape[1] * 8:
+            raise SettingError(f"{codes.shape[1]} bytes a row and {relative.shape[1]} groups do not fit together.")
         if GROUPS[-1] < channels // relative.shape[1]:  # wide groups are several of ours with one scale
             relative = relative.repeat_interleave(channels // relative.shape[1] // GROUPS[-1], dim=1)
         table = tensors.pop(f"{name}.{_TABLE}", None)
@@ -119,10 +122,13 @@ def _single(
     table: Tensor | None = None,
 ) -> QuantizedWeight:
     """A weight with one range. Raises ShapeError or SettingError for what ours can't be."""
-    if width not in ROTATIONS:
-        raise SettingError(f"it is rotated in blocks of {width}, and qarvd knows {', '.join(map(str, ROTATIONS))}.")
-    split = ChannelSplit(codes.shape[1] * 8 // bits, rotation=width)
+    channels = codes.shape[1] * 8 // bits
+    if width and (width not in POWERS_OF_4 or channels % width):
+        raise SettingError(f"it is rotated in blocks of {width}; those of qarvd are {POWERS_OF_4}, and must divide it.")
+    split = ChannelSplit(channels, rotation=width)
     if table is not None and not (table.isfinite().all() and (table[1:] >= table[:-1]).all()):
         raise SettingError("its table must be finite and ascend.")
-    both = scale.expand(len(codes))[:, None].expand(-1, 2).contiguous()
+    both = scale.clamp_min(LEAST_SCALE).expand(len(codes))[:, None].expand(-1, 2).contiguous()
+    if relative is not None and not relative.float().all():  # groups of zeros, whose codes still decode to 0
+        relative = relative.float().clamp_min(2.0**-9).to(relative.dtype)
     return QuantizedWeight(codec_of(bits, group), split, codes, both, None, relative, table)

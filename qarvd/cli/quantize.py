@@ -26,19 +26,23 @@ from ..report.tables import by_choice, by_kind, size_text, text_table
 from .calibrate import add_calibration, advise, filled, given, open_work, read_clips, run_calibration, wanted_plan
 from .common import add_model, check_out, load_model, model_path, place, say
 
-HELP = "quantize a checkpoint to int8 or int4 weights with two scales, and write it as safetensors"
+HELP = "quantize a checkpoint to weights of 3 to 8 bits with two scales, and write it as safetensors"
 OF_CLIPS = ("prompts", "chunks", "size", "reach", "seed", "budget_minutes")
 """Options that say what clips are rolled out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model")
-    parser.add_argument("--recipe", choices=RECIPES, help="the bits of weights and activations (w8a8)")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="the bits of weights and activations (w8a8; w4a8 with --format asym_w4a8_int8)",
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="the file's format. asym_w4a8_int8 (4 or 6 bits) and int8_tensorwise (8 bits) are ComfyUI's own: it loads "
-        "them without this pack, and they have no second scale (qarvd)",
+        help="the file's format. asym_w4a8_int8 (4 bits, and 6 with comfy-kitchen 0.2.40) and int8_tensorwise (8 bits) "
+        "are ComfyUI's own: it loads them without this pack, and they have no second scale (qarvd)",
     )
     parser.add_argument(
         "--group",
@@ -63,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--single-scale", action="store_true", help="the same as --outliers none")
     parser.add_argument("--symmetric", action="store_true", help="weights without zero points")
-    parser.add_argument("--target", help="choose 4, 8 or 16 bits a layer to meet a size, such as 900MB or '4.5 bits'")
+    parser.add_argument("--target", help="choose 3 to 16 bits a layer to meet a size, such as 900MB or '4 bits'")
     parser.add_argument(
         "--stream-chunks",
         type=int,

@@ -107,8 +107,8 @@ def _options(
 
     if capacity < least:
         raise SettingError(
-            f"{recipe.target} is too small: the fewest bits everywhere take up to {said(least)}, because up to half of "
-            "the channels may be outliers. Ask for a larger size."
+            f"{recipe.target} is too small: the fewest bits everywhere take up to {said(least)}, lists of outlier "
+            "channels included. Ask for a larger size."
         )
     if capacity >= most:
         raise SettingError(

@@ -86,7 +86,7 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is stored, the list of outliers included."""
-        parts = (self.codes, self.stored_scale, self.zero, self.group_scale, self.table)
+        parts = (self.codes, self.stored_scale, self.zero, self.stored_group_scale, self.table)
         return sum(t.nbytes for t in parts if t is not None) + 4 * self.split.n_outlier
 
     @property

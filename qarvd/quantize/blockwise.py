@@ -41,9 +41,9 @@ def quantize_blockwise(
     """Replace the tree's linears by quantized ones, in place.
 
     `on_layer` hears of every linear, `on_call` of every call that goes through a block; both may raise to stop.
-    `weights` [chunks][calls] weigh the errors of each model call; `bits` (4, 8 or 16) by name of linear stand in for
-    the recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and CheckpointError, naming the
-    layer, if inputs are NaN or infinite.
+    `weights` [chunks][calls] weigh the errors of each model call; `bits` (`LayerReport.bits`), of every linear by
+    name, stand in for the recipe's. Raises SettingError and CheckpointError as `quantize_tree` does, and
+    CheckpointError, naming the layer, if inputs are NaN or infinite.
     """
     config = setting.config
     check_recipe(recipe, config.num_layers)

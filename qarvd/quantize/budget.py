@@ -1,7 +1,7 @@
 """Choose how to store every group of linears so that the model meets a size at the least error.
 
-A multiple-choice knapsack, solved exactly: groups join one by one, and of all choices for those so far the ones remain
-that no other beats in both bytes and error.
+A multiple-choice knapsack, solved exactly unless there are very many choices: groups join one by one, and of all
+choices for those so far the ones remain that no other beats in both bytes and error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Generic, NamedTuple, TypeVar
 from ..errors import SettingError
 
 Key = TypeVar("Key", bound=Hashable)
+MOST = 2000
+"""Choices for the first groups that are followed; of more, those of about one size stand for each other."""
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -79,6 +81,8 @@ def allocate(options: Mapping[Key, Mapping[str, Option]], capacity: float) -> Al
         for start in longer:
             if not front or start.error < front[-1].error:
                 front.append(start)
+        if len(front) > MOST:  # of those of about one size the best, and the smallest of all
+            front = list({0: front[0], **{1 + int(s.nbytes * MOST / capacity): s for s in front}}.values())
     best = start = front[-1]
     bits = []
     while start.before is not None:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..float64 import from_float8, to_float8
 from ..ops.codecs import Codec
 from ..ops.split import ChannelSplit
 from ..ops.weight import LEAST_RATIO, QuantizedWeight
@@ -129,5 +130,7 @@ def assemble(codes: Tensor, grid: Grid, split: ChannelSplit, codec: Codec) -> Qu
         return QuantizedWeight(codec, split, codec.pack(codes.to(torch.int8)), grid.scale.float(), zero)
     places = torch.searchsorted(groups.levels, codes.unflatten(1, (-1, groups.size)).contiguous()).flatten(1)
     table = groups.table.float() if codec.has_table else None
-    relative = groups.scale.to(torch.float8_e4m3fn)
+    narrow = to_float8(groups.scale)  # which loses something of a file that was made by others
+    lossless = torch.equal(narrow.float().to(groups.scale), groups.scale)
+    relative = from_float8(narrow, codes.device) if lossless else groups.scale.float()
     return QuantizedWeight(codec, split, codec.pack(places.to(torch.int8)), grid.scale.float(), None, relative, table)

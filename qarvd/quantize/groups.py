@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..float64 import to_float8
 from ..ops.codecs import Codec
+from ..ops.weight import LEAST_RATIO
 from .grid import Grid, Groups, levels_of
 
 ROUNDS = 3
@@ -22,17 +24,20 @@ TINY = 1e-12
 def fit_groups(columns: Tensor, n_outlier: int, codec: Codec, weight: Tensor | None = None) -> Grid:
     """A grid of least squared error for `columns` [rows, in]; with `weight` [in], of each column's, weighted."""
     table = columns.new_tensor(codec.table)
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for span in (slice(0, n_outlier), slice(n_outlier, None)):
         if columns[:, span].shape[1]:
-            parts.append(_fit(columns[:, span], codec.group, table, None if weight is None else weight[span]))
+            least = parts[0][0] * LEAST_RATIO if parts else None
+            parts.append(_fit(columns[:, span], codec.group, table, None if weight is None else weight[span], least))
     scale = torch.stack([parts[0][0], parts[-1][0]], dim=1)
     groups = Groups(codec.group, torch.cat([part[1] for part in parts], dim=1), table)
     return Grid(codec.low, codec.high, scale, None, groups)
 
 
-def _fit(columns: Tensor, size: int, table: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Row scales [rows] and relative ones [rows, groups] of one range."""
+def _fit(
+    columns: Tensor, size: int, table: Tensor, weight: Tensor | None, least_row: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Row scales [rows], at least `least_row` if there is one, and relative ones [rows, groups] of one range."""
     x = columns.unflatten(1, (-1, size))
     w = None if weight is None else weight.view(-1, size)
     scale = (x.abs().amax(2) / table.abs().max()).clamp_min(TINY)
@@ -43,6 +48,7 @@ def _fit(columns: Tensor, size: int, table: Tensor, weight: Tensor | None) -> tu
         scale = ((x * weighted).sum(2) / (level * weighted).sum(2).clamp_min(TINY)).clamp_min(TINY)
     level = table[torch.bucketize(x / scale.unsqueeze(2), between)]
     row = storable_row((scale.unsqueeze(2) * level).abs().amax((1, 2)) / 127)
+    row = row if least_row is None else torch.maximum(row, least_row)
     relative = storable(scale / row[:, None])
     best, least = relative, torch.full_like(relative, torch.inf)
     place = x / row[:, None, None]
@@ -63,13 +69,13 @@ def storable_row(scale: Tensor) -> Tensor:
 
 def storable(scale: Tensor) -> Tensor:
     """Scales of groups as the file holds them: float8_e4m3fn numbers above 0."""
-    return scale.clamp(2.0**-9, 448).to(torch.float8_e4m3fn).to(scale.dtype)
+    return to_float8(scale.clamp(2.0**-9, 448)).float().to(scale)
 
 
 def neighbour(scale: Tensor, step: int) -> Tensor:
     """The storable scale that many steps above."""
-    bits = scale.to(torch.float8_e4m3fn).view(torch.uint8).int() + step
-    return bits.clamp(1, 0x7E).to(torch.uint8).view(torch.float8_e4m3fn).to(scale.dtype)
+    bits = to_float8(scale).view(torch.uint8).int() + step
+    return bits.clamp(1, 0x7E).to(torch.uint8).view(torch.float8_e4m3fn).float().to(scale)
 
 
 def regroup(codes: Tensor, target: Tensor, hessian: Tensor, grid: Grid, n_outlier: int) -> tuple[Tensor, Grid]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..calibrate.stats import WIDE
+from .cholesky import factor
 from .grid import Grid
-from .rounding.task import factor
 
 BLOCK = 16
 """Columns whose corrections are applied to the rest at once."""

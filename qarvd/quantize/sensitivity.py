@@ -24,7 +24,8 @@ from ..calibrate.rollout import Call, Rollout, Setting
 from ..errors import CheckpointError
 from ..float64 import to_float64
 from ..ops.codecs import Codec, codec_of
-from ..ops.linear import QuantizedLinear
+from ..ops.linear import run_linear
+from ..ops.weight import QuantizedWeight
 from ..recipe import Recipe
 from ..stream.cache import FloatCache
 from ..stream.sampler import begin_chunk
@@ -35,6 +36,8 @@ CALLS = 56
 """Denoising calls that are measured at most; of more, as many are drawn."""
 
 Names = tuple[str, ...]
+Variants = dict[Names, dict[str, list[QuantizedWeight]]]
+"""By linears that share an input and bits, their weights, in the host's memory."""
 
 
 def option_errors(
@@ -55,15 +58,15 @@ def option_errors(
     """
     groups = {names: [linear_of(tree, name) for name in names] for names in linear_groups(setting.config.num_layers)}
     options = list(starmap(codec_of, recipe.options)) if codecs is None else codecs
-    variants = {
-        (names, codec.label): _nearest(names, linears, recipe, codec)
+    variants: Variants = {
+        names: {
+            codec.label: _nearest(names, linears, recipe, codec)
+            for codec in options
+            if not reason_to_keep(names, linears[0].in_features, recipe, codec)
+        }
         for names, linears in groups.items()
-        for codec in options
-        if not reason_to_keep(names, linears[0].in_features, recipe, codec)
     }
-    sums: dict[Names, dict[str, float]] = {}
-    for names, bits in variants:
-        sums.setdefault(names, {})[bits] = 0.0
+    sums = {names: dict.fromkeys(its, 0.0) for names, its in variants.items() if its}
     generator = torch.Generator().manual_seed(0)
     denoising = [call for rollout in rollouts for call in _measurable(rollout, setting)]
     effects = [weights[call.chunk][call.step] * setting.preset.schedule.sigma(call.timestep) ** 2 for call in denoising]
@@ -118,9 +121,7 @@ def _check(dots: dict[tuple[Names, str], Tensor], replay: _Replay, call: Call) -
 
 
 @contextmanager
-def _watched(
-    groups: dict[Names, list[nn.Linear]], variants: dict[tuple[Names, str], list[QuantizedLinear]]
-) -> Iterator[dict[tuple[Names, str], Tensor]]:
+def _watched(groups: dict[Names, list[nn.Linear]], variants: Variants) -> Iterator[dict[tuple[Names, str], Tensor]]:
     """A table that fills, while gradients flow, with r^T J d [batch] by group and bits."""
     dots: dict[tuple[Names, str], Tensor] = {}
 
@@ -131,11 +132,11 @@ def _watched(
             x, y = inputs[0].detach(), output.detach()
 
             def arrived(gradient: Tensor) -> None:
-                for key, linears in variants.items():
-                    if key[0] == names:
-                        error = linears[index].to(x.device)(x) - y
-                        dot = (gradient.float() * error.float()).flatten(1).sum(1)
-                        dots[key] = dots.get(key, torch.zeros_like(dot)) + dot
+                for bits, weights in variants[names].items():
+                    # Moved weights are new ones: what a backend lays out for them is dropped with them.
+                    error = run_linear(x, weights[index].to(x.device), groups[names][index].bias) - y
+                    dot = (gradient.float() * error.float()).flatten(1).sum(1)
+                    dots[names, bits] = dots.get((names, bits), torch.zeros_like(dot)) + dot
 
             output.register_hook(arrived)
 
@@ -153,10 +154,10 @@ def _watched(
             hook.remove()
 
 
-def _nearest(names: Names, linears: Sequence[nn.Linear], recipe: Recipe, codec: Codec) -> list[QuantizedLinear]:
+def _nearest(names: Names, linears: Sequence[nn.Linear], recipe: Recipe, codec: Codec) -> list[QuantizedWeight]:
     with torch.no_grad():
         results = quantize_group(names, linears, recipe.without_data(), codec)
-    return [linear for linear, _ in results if linear is not None]
+    return [linear.weight.to("cpu") for linear, _ in results if linear is not None]
 
 
 class _Replay:

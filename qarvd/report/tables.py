@@ -59,7 +59,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def by_choice(reports: Sequence[LayerReport]) -> list[dict[str, object]]:
     """What a bit budget gave each group of linears that share an input, and what other choices would have cost."""
-    options = next((tuple(report.effects) for report in reports if report.effects), ())
+    options = list(dict.fromkeys(bits for report in reports for bits in report.effects or {}))
     groups: dict[tuple[object, ...], list[LayerReport]] = {}
     for report in reports:
         groups.setdefault((report.name.rsplit(".", 1)[0], *(report.effects or {}).values()), []).append(report)

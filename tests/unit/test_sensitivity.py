@@ -138,7 +138,8 @@ def test_a_target_is_met_on_disk(target: str, rollout: Rollout, tmp_path: Path) 
     else:
         assert (tmp_path / "m.safetensors").stat().st_size <= int(target[:-2]) * 1000
     assert len({r.bits for r in reports}) > 1
-    assert all(r.effects is None or set(r.effects) <= ALL for r in reports)
+    few = {"3g16", "4", "4g16", "8"}  # of inputs that groups of 64 do not divide
+    assert all(r.kept or set(r.effects or ()) == (ALL if r.shape[1] % 64 == 0 else few) for r in reports)
     load(tmp_path / "m.safetensors")
 
 

@@ -107,7 +107,7 @@ def test_a_weight_of_a_stock_grid_can_also_be_saved_in_our_format(tmp_path: Path
         (RECIPES["w4a8"], ASYM, r"has 4-bit weights in groups of 16, rotated by 64, 32 outlier channels and no zero"),
         (Recipe(8, outliers="none"), TENSORWISE, r"has 8-bit weights, 0 outlier channels and zero points"),
         (Recipe(3, group=16, outliers="none"), ASYM, r"has 3-bit weights in groups of 16, 0 outlier channels"),
-        (W4, TENSORWISE, "The model has the bits of asym_w4a8_int8. For a file in int8_tensorwise, quantize it"),
+        (W4, TENSORWISE, r"would be stored as asym_w4a8_int8\. For a file in int8_tensorwise, quantize it"),
     ],
     ids=["outliers", "zero points", "three bits", "another format"],
 )
@@ -119,7 +119,7 @@ def test_what_a_format_cannot_hold_is_refused(recipe: Recipe, format: str, why: 
 
 
 def test_a_full_precision_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"is in full precision\. For a file in int8_tensorwise, quantize it"):
+    with pytest.raises(SettingError, match=r"are in full precision\. For a file in int8_tensorwise, quantize it"):
         save(tiny_model(), tmp_path / "stock.safetensors", TENSORWISE)
 
 
@@ -181,7 +181,12 @@ def test_files_of_others_are_read(recipe: Recipe, change: Callable[[dict[str, Te
         (lambda t: t[f"{NAME}.weight_s_channel"].fill_(-1), "finite and not negative"),
         (lambda t: t[f"{NAME}.weight_codebook"].copy_(t[f"{NAME}.weight_codebook"].flip(0)), "finite and ascend"),
         (lambda t: marked(t, group_size=8), "can't be read"),
-        (lambda t: marked(t, convrot_groupsize=4), "rotated in blocks of 4, and qarvd knows"),
+        (lambda t: marked(t, convrot_groupsize=4), "rotated in blocks of 4"),
+        (lambda t: marked(t, convrot_groupsize=32), "rotated in blocks of 32"),
+        (lambda t: marked(t, convrot_groupsize=256), "rotated in blocks of 256"),
+        (lambda t: marked(t, group_size=10**6), "do not fit together"),
+        (lambda t: t.update({f"{NAME}.comfy_quant": t[f"{NAME}.comfy_quant"][:0]}), "does not name a format"),
+        (lambda t: t.update({f"{NAME}.comfy_quant": torch.full((10**5,), 91, dtype=torch.uint8)}), "does not name"),
         (lambda t: marked(t, convrot_groupsize="wide"), "can't be read"),
         (lambda t: marked(t, group_size=float("inf")), "can't be read"),
         (lambda t: marked(t, params=[3], group_size=0), "can't be read"),
@@ -196,3 +201,55 @@ def test_what_cannot_run_or_is_damaged_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(CheckpointError, match=why):
         load(changed(tmp_path / "other.safetensors", W4, change), "self-forcing")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda t: t.update({f"{NAME}.weight_scale": torch.ones(7, 1)}), "can't be read"),
+        (lambda t: t.update({f"{NAME}.weight_scale": t[f"{NAME}.weight_scale"].half()}), "stores it as torch.float32"),
+        (lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].view(torch.uint8)}), "stores it as torch.int8"),
+        (lambda t: t.pop(f"{NAME}.weight_scale"), "lacks"),
+        (lambda t: marked(t, convrot_groupsize=256), "rotated in blocks of 256"),
+    ],
+)
+def test_damaged_8_bit_files_are_refused_in_a_sentence(
+    change: Callable[[dict[str, Tensor]], Any], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=why):
+        load(changed(tmp_path / "other.safetensors", W8, change), "self-forcing")
+
+
+def zeros(tensors: dict[str, Tensor]) -> None:
+    """As quantizers store rows and groups without a weight."""
+    tensors[f"{NAME}.weight_s_rel"].view(torch.uint8)[3, 1] = 0
+    tensors[f"{NAME}.weight_s_channel"][5] = 0
+    tensors[f"{NAME}.comfy_quant"] = tensors[f"{NAME}.comfy_quant"][None]
+
+
+def test_scales_of_zero_are_read_and_saved_in_either_format(tmp_path: Path) -> None:
+    path = changed(tmp_path / "other.safetensors", W4, zeros)
+    found, tensors = load(path, "self-forcing"), contents(path)[0]
+    weight = linears(found)[NAME].weight
+    torch.testing.assert_close(weight.dequantize(), decoded(tensors, NAME), rtol=0, atol=1e-6)
+    for format in (OURS, ASYM):
+        save(found, tmp_path / "again.safetensors", format)
+        again = linears(load(tmp_path / "again.safetensors"))[NAME].weight
+        assert torch.equal(again.dequantize(), weight.dequantize())
+
+
+def test_a_stock_file_of_others_is_saved_in_its_own_format_unless_another_is_asked_for(tmp_path: Path) -> None:
+    found = load(changed(tmp_path / "other.safetensors", W8, lambda tensors: None), "self-forcing")
+    assert found.recipe is None
+    save(found, tmp_path / "again.safetensors")
+    assert declared(contents(tmp_path / "again.safetensors")[0][f"{NAME}.comfy_quant"])["format"] == TENSORWISE
+
+
+@pytest.mark.parametrize("format", [ASYM, TENSORWISE])
+def test_a_budget_may_leave_no_linear_in_the_format_that_the_recipe_names(format: str, tmp_path: Path) -> None:
+    """Its layers are in either of ComfyUI's formats, by their bits."""
+    other = {ASYM: W8, TENSORWISE: W4}[format]
+    model = quantized(other)
+    named = Recipe(8).in_format(format) if format == TENSORWISE else W4
+    save(replace(model, recipe=replace(named, target="5 bits")), tmp_path / "budget.safetensors")
+    assert linears(load(tmp_path / "budget.safetensors")).keys() == linears(model).keys()

@@ -34,10 +34,7 @@ def ROUND(task: Task) -> QuantizedWeight:
     if hessian is None:
         raise SettingError("AdaRound needs the statistics of calibration; give prompts, or round to nearest.")
     if task.codec.group:
-        raise SettingError(
-            "AdaRound chooses between whole numbers, which codes of groups are not. Take gptq, or a recipe without "
-            "groups (--group 0; on the node, group: none)."
-        )
+        raise SettingError("AdaRound chooses between whole numbers, which codes of groups are not; take gptq.")
     grid = fit_grid(target, task.split.n_outlier, task.codec, task.symmetric, hessian)
 
     def gradient(value: Tensor, iteration: int) -> Tensor:

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from ...calibrate.stats import LayerStats
-from ...errors import CheckpointError
 from ...ops.codecs import Codec
 from ...ops.split import ChannelSplit
+from ..cholesky import factor
 
 DAMPING = 0.02
 """Share of the Hessian's diagonal that is added to it; unlike a share of its mean, it treats a channel alike whatever
 the scale of its activations."""
 ENOUGH = 24
 """Clips from which on that is enough; of fewer, the inputs tell less of other clips' (docs/quality.md)."""
-FLOOR = 1e-4
-"""Share of the mean that comes on top, for channels that are always zero."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,3 @@ class Task:
             return self.split.to_columns(self.weight.detach().float()), None
         target, hessian = self.problem
         return self.split.to_columns(target), self.split.square_to_columns(hessian)
-
-
-def factor(hessian: Tensor) -> Tensor:
-    """Lower Cholesky factor of `hessian` [in, in], to whose diagonal as much is added, in place, as that takes.
-
-    Where inputs hardly vary about a large mean, rounding errors in their sums can leave it indefinite. Raises
-    CheckpointError where it is not finite.
-    """
-    mean = float(hessian.diagonal().mean().clamp_min(1e-30))
-    if not torch.isfinite(hessian).all():
-        raise CheckpointError("The squares of a layer's inputs overflow: the checkpoint or the prompts are damaged.")
-    added, wanted = 0.0, FLOOR * mean
-    while True:
-        hessian.diagonal().add_(wanted - added)
-        lower, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            return lower
-        added, wanted = wanted, 10 * wanted
