@@ -183,7 +183,7 @@ def peaks(config: WanConfig, prompts: int) -> list[dict[str, object]]:
             "walk and fit",
             2 * block,
             2 * CHUNKS * cache / config.num_layers,
-            max(2 * call + 4 * gram, 8 * gram, 5 * gram + 4 * 4 * NUMBERS),
+            max(2 * call + 4 * gram, 8 * gram, 5 * gram + 11 * NUMBERS),
         ),
     ]
     heads = ("models, GB", "caches, GB", "other, GB", "all, GB")

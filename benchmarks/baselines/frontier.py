@@ -11,7 +11,8 @@ from qarvd.report.svg import CHARACTER, canvas, colour, grid_line, legend, tag, 
 
 from .tables import MODELS
 
-OURS, STOCK, DATA_FREE = "ours", "ours, in ComfyUI's own formats", "ComfyUI's own formats, data-free"
+OURS, BUDGET = "ours", "ours, with a bit budget"
+STOCK, DATA_FREE = "ours, in ComfyUI's own formats", "ComfyUI's own formats, data-free"
 PUBLISHED, NEAREST = "Q-ARVD, best form", "nearest"
 SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
     OURS: (
@@ -22,6 +23,10 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("w4a8", "ours", "**`--recipe w4a8`**"),
         ("w6a8", "ours", "`--recipe w6a8`"),
         ("w8a8", "ours", "`--recipe w8a8`"),
+    ),
+    BUDGET: (
+        ("w3a8", "budget", '`--recipe w3a8 --target "3.65 bits"`'),
+        ("w4a8", "budget", '**`--recipe w4a8 --target "4.65 bits"`**'),
     ),
     STOCK: (
         ("w4a8", "ours_stock_g64", "`--format asym_w4a8_int8 --group 64`"),

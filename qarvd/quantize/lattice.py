@@ -21,7 +21,7 @@ BLOCK = 16
 """Columns whose corrections are applied to the rest at once."""
 ORDERED = 64
 """Steps in which columns are put in order."""
-NUMBERS = 2**26
+NUMBERS = 120_000_000
 """How many are held at a time: rows are independent, and are searched in pieces."""
 
 
