@@ -2,7 +2,7 @@
 
 The natural demo model and its hostile twin (tools/plant_outliers.py); 64 prompts that no calibration saw, 8 seeds each;
 several calibration seeds, each with prompts and noise of its own. Every finished run is written to --out at once, and a
-further start does what is missing: `--only` narrows that down. --page writes the tables of docs/quality.md.
+further start does what is missing: `--only` narrows that down. --page writes the tables of docs/quality.md and docs/quality_runs.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from baselines import frontier
 from baselines.figures import compare, entry, rounded
 from baselines.methods import METHODS, Case, measured
-from baselines.tables import MODELS, markdown
+from baselines.tables import MODELS, comparisons, markdown
 from baselines.timing import Calibrations, timed
 from torch import Tensor
 from tqdm import tqdm
@@ -45,10 +45,10 @@ from qarvd.stream.rollout import roll_out
 
 ROOT = Path(__file__).parents[1]
 OUT, UNTOUCHED = ROOT / "docs" / "quality.json", ROOT / "docs" / "quality_untouched.json"
-PAGE = ROOT / "docs" / "quality.md"
+PAGE, RUNS = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality_runs.md"
 CHART = PAGE.with_suffix(".svg")
-MARKED = re.compile(r"(<!-- (frontier|tables|untouched) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""Where the tables of OUT and of UNTOUCHED stand in the page."""
+MARKED = re.compile(r"(<!-- (frontier|comparisons|tables|untouched) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Where the tables of OUT and of UNTOUCHED stand in the pages."""
 TWIN = ROOT / "tools" / "plant_outliers.py"
 PROMPTS, SEEDS, CHUNKS, BATCH = 64, 8, 7, 64
 CALIBRATION_PROMPTS = 64
@@ -216,7 +216,9 @@ def main() -> None:
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch (all)")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
-    parser.add_argument("--page", action="store_true", help="write the tables of docs/quality.md anew and stop")
+    parser.add_argument(
+        "--page", action="store_true", help="write the tables and the chart of docs/quality.md anew and stop"
+    )
     parser.add_argument("--time", action="store_true", help="build again what was run, and correct its seconds alone")
     parser.add_argument("--smoke", action="store_true", help="methods of each kind on two clips, written nowhere")
     args = parser.parse_args()
@@ -227,10 +229,12 @@ def main() -> None:
         return
     out = args.out or (UNTOUCHED if args.untouched else OUT)
     if args.table:
-        print(markdown(summarise(*stored(out))))
+        summary = summarise(*stored(out))
+        print(frontier.table(frontier.points(summary, weights())), comparisons(summary), markdown(summary), sep="\n\n")
         return
     if args.page:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        for page in (PAGE, RUNS):
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         CHART.write_text(frontier.chart(frontier.points(summarise(*stored(OUT)), weights())) + "\n", encoding="utf-8")
         return
     wanted = [r for r in runs(args.calibration_seeds) if any(fnmatch.fnmatch(r.key(s), args.only) for s in r.sections)]
@@ -266,6 +270,7 @@ def stored(out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
 def filled(page: str, out: Path = OUT, untouched: Path = UNTOUCHED) -> str:
     """`page` with the tables of both files between its marks."""
     tables = {"tables": lambda: markdown(summarise(*stored(out)))}
+    tables["comparisons"] = lambda: comparisons(summarise(*stored(out)))
     tables["frontier"] = lambda: frontier.table(frontier.points(summarise(*stored(out)), weights()))
     tables["untouched"] = lambda: markdown(summarise(*stored(untouched)), "untouched prompts, ")
     return MARKED.sub(lambda mark: f"{mark[1]}\n{tables[mark[2]]()}\n{mark[3]}", page)

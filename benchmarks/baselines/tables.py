@@ -35,19 +35,28 @@ BASELINES = (
 
 
 def markdown(summary: dict[str, Any], label: str = "") -> str:
-    """Tables of ours against baselines, of what parts of ours are worth, and of every section and model.
-
-    Those of one section are headed by `label`, too; tables without a row are left out.
-    """
+    """A table of every section and model, headed by `label`, too; those without a row are left out."""
     tables: dict[str, list[str]] = {}
-    if not label:  # a part of the comparison has too few methods for these
-        tables["ours against baselines, ratio of the mean errors"] = against(summary, "ratio")
-        tables["ours against baselines, typical ratio"] = against(summary, "typical")
-        tables["parts of ours, w4a8"] = worth(summary["runs"])
     for section, rows in summary.items():
         for model in MODELS:
             its = [row for row in rows if row["model"] == model] if isinstance(rows, list) else []
             tables[f"{section}, {label}{model} model"] = table(its)
+    return headed(tables)
+
+
+def comparisons(summary: dict[str, Any]) -> str:
+    """Tables of ours against baselines, and of what parts of ours are worth."""
+    return headed(
+        {
+            "ours against baselines, ratio of the mean errors": against(summary, "ratio"),
+            "ours against baselines, typical ratio": against(summary, "typical"),
+            "parts of ours, w4a8": worth(summary["runs"]),
+        }
+    )
+
+
+def headed(tables: Mapping[str, Sequence[str]]) -> str:
+    """Tables that have rows, each below its title."""
     return "\n".join(
         line for title, lines in tables.items() if len(lines) > 2 for line in (f"### {title}", "", *lines, "")
     )
