@@ -2,7 +2,8 @@
 
 The natural demo model and its hostile twin (tools/plant_outliers.py); 64 prompts that no calibration saw, 8 seeds each;
 several calibration seeds, each with prompts and noise of its own. Every finished run is written to --out at once, and a
-further start does what is missing: `--only` narrows that down. --page writes the tables of docs/quality.md and docs/quality_runs.md.
+further start does what is missing: `--only` narrows that down. --page writes the tables of docs/quality.md and of
+docs/quality_runs.md.
 """
 
 from __future__ import annotations
