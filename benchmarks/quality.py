@@ -217,9 +217,7 @@ def main() -> None:
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch (all)")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
-    parser.add_argument(
-        "--page", action="store_true", help="write the tables and the chart of docs/quality.md anew and stop"
-    )
+    parser.add_argument("--page", action="store_true", help="write the tables and the chart of the pages and stop")
     parser.add_argument("--time", action="store_true", help="build again what was run, and correct its seconds alone")
     parser.add_argument("--smoke", action="store_true", help="methods of each kind on two clips, written nowhere")
     args = parser.parse_args()

@@ -92,11 +92,11 @@ def chart(found: Sequence[Point]) -> str:
     errors = [error for point in found for error in point.error.values()]
     ticks = log_ticks(min(errors), max(errors))
     key, top = legend(names, 2 * WIDTH, 0, 20)
-    panels = [_panel(found, names, model, i * (WIDTH + GAP), top + 20, ticks) for i, model in enumerate(MODELS)]
-    height = top + 20 + HEIGHT + 60
+    panels = [_panel(found, names, model, i * (WIDTH + GAP), top + 40, ticks) for i, model in enumerate(MODELS)]
+    height = top + 40 + HEIGHT + 50
     paper = tag("rect", x=-20, y=-10, width=2 * WIDTH + GAP + 40, height=height + 20, style=f"fill:{PAPER}")
     name = "Error by bits a weight, on the demo model and on its twin with planted outliers"
-    drawn = canvas(2 * WIDTH + GAP, height, name, paper, key, *panels)
+    drawn = canvas(2 * WIDTH + GAP + 40, height + 20, name, paper, key, *panels)
     return drawn.replace("currentColor", INK).replace('viewBox="0 0', 'viewBox="-20 -10')
 
 
