@@ -23,7 +23,7 @@ TINY = 1e-12
 
 def fit_groups(columns: Tensor, n_outlier: int, codec: Codec, weight: Tensor | None = None) -> Grid:
     """A grid of least squared error for `columns` [rows, in]; with `weight` [in], of each column's, weighted."""
-    table = columns.new_tensor(codec.table)
+    table = torch.tensor(codec.table).to(columns)
     parts: list[tuple[Tensor, Tensor]] = []
     for span in (slice(0, n_outlier), slice(n_outlier, None)):
         if columns[:, span].shape[1]:

@@ -27,7 +27,7 @@ def grid_of(weight: QuantizedWeight) -> Grid:
     """The grid of a quantized weight."""
     codec, scale, zero = weight.codec, weight.scale, weight.zero
     if weight.group_scale is not None:
-        table = scale.new_tensor(codec.table) if weight.table is None else weight.table
+        table = torch.tensor(codec.table).to(scale) if weight.table is None else weight.table
         return Grid(codec.low, codec.high, scale, None, Groups(codec.group, weight.group_scale.float(), table))
     if zero is None:
         return Grid(codec.low, codec.high, scale, None)

@@ -76,3 +76,7 @@ def test_float64_stays_where_it_is_known_to_be() -> None:
         assert float64_device(torch.device(kind, 0)).type == expected
     x = torch.tensor([1.5], dtype=torch.bfloat16)
     assert to_float64(x).dtype == torch.float64 and to_float64(x).item() == 1.5
+
+
+def test_a_merged_weight_of_groups_is_the_same_there(there: dict[str, Tensor]) -> None:
+    assert distance(there["merged/weight"], here("merged")["weight"]) < 1e-6

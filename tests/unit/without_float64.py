@@ -24,6 +24,10 @@ from qarvd.calibrate.stats import LayerStats
 from qarvd.checkpoint.model import Model, state_tensors
 from qarvd.jobs.calibrate import CalibrationPlan, calibrate
 from qarvd.jobs.quantize import quantize
+from qarvd.ops.codecs import CODECS
+from qarvd.ops.weight import sample_weight
+from qarvd.quantize.grid import assemble
+from qarvd.quantize.merge import grid_of, requantize
 from qarvd.quantize.model import linear_groups
 from qarvd.recipe import RECIPES
 from qarvd.stream.cache import KVCache
@@ -165,6 +169,14 @@ def without_data(device: torch.device) -> dict[str, Tensor]:
     return {**state_tensors(model), "latents": stream(model, device)}
 
 
+def merged(device: torch.device) -> dict[str, Tensor]:
+    """A weight with groups that something small was added to, as ComfyUI merges a LoRA."""
+    old = sample_weight(CODECS["int4g16"]).to(device)
+    columns = old.split.to_columns(old.dequantize() + 0.01)
+    codes, grid = requantize(columns, old.split.n_outlier, old.codec, grid_of(old), None)
+    return {"weight": assemble(codes, grid, old.split, old.codec).dequantize().cpu()}
+
+
 def calibrated(device: torch.device) -> dict[str, Tensor]:
     """With a budget, which takes gradients."""
     model = tiny_model()
@@ -182,7 +194,7 @@ def calibrated(device: torch.device) -> dict[str, Tensor]:
 
 
 CASES: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
-    run.__name__: run for run in (positions, statistics, streams, without_data, calibrated)
+    run.__name__: run for run in (positions, statistics, streams, without_data, merged, calibrated)
 }
 
 
