@@ -51,7 +51,7 @@ def test_the_sizes_told_are_the_sizes_on_disk(out: Path, metrics: dict[str, dict
     for name in VARIANTS[1:]:
         assert metrics[name]["bytes"] == (out / f"demo-{name}.safetensors").stat().st_size
     assert 8 < metrics["w8a8"]["weight_bits"] < 8.32
-    assert 4 < metrics["w4a8"]["weight_bits"] < 4.32
+    assert 4.5 < metrics["w4a8"]["weight_bits"] < 4.65  # half a bit is scales of groups
     assert metrics["full"]["weight_bits"] == 16
 
 
